@@ -1,0 +1,46 @@
+"""The one way in for a signed request, on every endpoint: not locked out, rightly signed, not sent before."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from nova import exception
+from nova.auth import signer
+from nova.auth.claims import Claim
+from nova.auth.lockout import Lockout
+from nova.auth.replay import Replays
+from nova.datastore import Store
+
+Verify = Callable[..., Awaitable[Any]]
+
+
+async def _directly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+class Gate:
+    """Verifies requests.  One for all requests of a process."""
+
+    def __init__(self, store: Store):
+        self._lockout, self._replays = Lockout(store), Replays(store)
+
+    async def verify(self, claim: Claim, secret: str, payload_sha256: str, now: datetime, repeatable: bool,
+                     call: Verify = _directly) -> None:
+        """Return if a request may go on.
+
+        :param claim: names an access key that somebody has, and `secret` is its secret
+        :param payload_sha256: as :func:`nova.auth.signer.verify` wants it
+        :param repeatable: the request may come any number of times
+        :param call: calls a function that takes a while
+        :raises LockedOut, ReplayedRequest: (kinds of AuthFailure)
+        :raises exception.SignatureDoesNotMatch:
+        :raises exception.RequestExpired, S3Error: as :func:`nova.auth.signer.verify`
+        """
+        await self._lockout.check(claim.access_key)
+        try:
+            await call(signer.verify, claim, secret, payload_sha256, now)
+        except exception.SignatureDoesNotMatch:
+            await self._lockout.failed(claim.access_key)
+            raise
+        if not repeatable:
+            await self._replays.check(claim, now)

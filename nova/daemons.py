@@ -1,0 +1,232 @@
+"""What each daemon consists of.
+
+The scripts in bin/ call one function of this module each.  ``nova-all`` composes the same services in one process.
+"""
+
+import importlib.util
+import os
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from nova import crypto, datastore, exception, flags, service
+from nova.auth.manager import AuthManager
+from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, regions
+from nova.compute.manager import ComputeManager
+from nova.compute.virt.base import ComputeDriver
+from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
+from nova.crypto import Authority
+from nova.datastore import Store
+from nova.endpoint import guests
+from nova.endpoint.app import ApiService
+from nova.endpoint.metadata import MetadataService
+from nova.flags import FLAGS, DEFINE_enum, DEFINE_string
+from nova.image import manager as image_manager
+from nova.image import models as image_models
+from nova.image.cache import ImageCache
+from nova.image.manager import ImageManager
+from nova.network.driver import NetworkDriver
+from nova.network.fake import FakeDriver as FakeNetworkDriver
+from nova.network.linux import LinuxDriver
+from nova.network.manager import NetworkManager
+from nova.objectstore import objects
+from nova.objectstore.service import ObjectStoreService
+from nova.rpc import Bus
+from nova.service import Heartbeat, Service
+from nova.volume.manager import VolumeManager
+from nova.wire import model
+
+if importlib.util.find_spec("libvirt") is not None:  # its flags are known wherever it can be used
+    from nova.compute.virt import libvirt_driver
+
+DEFINE_enum("compute_driver", "libvirt", ["libvirt", "fake"],
+            "libvirt: QEMU guests; fake: guests are only written down")
+DEFINE_string("starter_path", "", "directory of the starter images; 'starter' below --state_path when empty")
+
+
+class Later(Service):
+    """A service that can be made only when those before it have started."""
+
+    def __init__(self, name: str, make: Callable[[], Awaitable[Service]]):
+        self.name = name
+        self._make = make
+        self._made: Service | None = None
+
+    async def start(self) -> None:
+        self._made = await self._make()
+        await self._made.start()
+
+    async def stop(self) -> None:
+        if self._made is not None:
+            await self._made.stop()
+
+
+class BusService(Service):
+    """The process's place on the message bus."""
+
+    name = "bus"
+
+    def __init__(self, bus: Bus):
+        self._bus = bus
+
+    async def start(self) -> None:
+        self._bus.start()
+        await self._bus.connected(1)  # where it is away, it is looked for in the background
+
+    async def stop(self) -> None:
+        await self._bus.stop()
+
+
+class StoreService(Service):
+    """The connection to Redis."""
+
+    name = "datastore"
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    async def start(self) -> None:
+        try:
+            await self._store.ping()
+        except exception.DatastoreUnavailable as error:
+            raise exception.NovaError("the Redis that --redis_url names does not answer") from error
+
+    async def stop(self) -> None:
+        await self._store.close()
+
+
+def open_store(url: str = "") -> Store:
+    """The store that the flags name, or the one at `url`."""
+    url = url or FLAGS.redis_url
+    if not url:
+        flags.die("--redis_url is needed: the Redis that holds the cloud's state (nova-all brings one along)")
+    return datastore.open_store(url)
+
+
+def open_bus() -> Bus:
+    """The bus that the flags name."""
+    return Bus(FLAGS.amqp_url, FLAGS.host)
+
+
+def authority() -> Authority:
+    """The cloud's certificate authority."""
+    return Authority(crypto.ca_path())
+
+
+def starter_path() -> str:
+    """Where the starter images are."""
+    return os.path.abspath(FLAGS.starter_path or os.path.join(FLAGS.state_path, "starter"))
+
+
+def compute_driver() -> ComputeDriver:
+    """The compute driver that the flags name."""
+    if FLAGS.compute_driver == "fake":
+        return FakeComputeDriver()
+    if importlib.util.find_spec("libvirt") is None:
+        flags.die("the Python package libvirt-python is missing (pip install libvirt-python), "
+                  "or try --compute_driver=fake")
+    return libvirt_driver.LibvirtDriver(os.path.join(starter_path(), "vmlinuz"),
+                                        os.path.join(starter_path(), "ramdisk.gz"))
+
+
+def network_driver() -> NetworkDriver:
+    """The network driver that the flags name; a fake compute driver needs no real networks."""
+    if FLAGS.network_driver == "fake" or (FLAGS.compute_driver == "fake" and not FLAGS["network_driver"].present):
+        return FakeNetworkDriver()
+    return LinuxDriver()
+
+
+class ListeningService(Protocol):
+    """A service that listens; its `port` is known once it has started."""
+
+    name: str
+
+    @property
+    def port(self) -> int: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class PortFlag(Service):
+    """Puts the port that a service got into a flag, for those that read the flag."""
+
+    def __init__(self, flag: str, inner: ListeningService):
+        self.name = inner.name
+        self._flag, self._inner = flag, inner
+
+    async def start(self) -> None:
+        try:
+            await self._inner.start()
+        except OSError as error:
+            raise exception.NovaError(
+                f"the {self.name} cannot listen on port {FLAGS[self._flag].value}: {error.strerror} "
+                f"(--{self._flag} chooses another)") from error
+        FLAGS[self._flag].value = self._inner.port
+
+    async def stop(self) -> None:
+        await self._inner.stop()
+
+
+def api(store: Store, bus: Bus) -> list[Service]:
+    """nova-api: the EC2 endpoint with the APIs beside it, and the metadata service."""
+    registry = action.Registry.collect([
+        instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
+        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
+
+    async def metadata() -> Service:
+        secret = await image_models.fetch_secret(store)
+        return PortFlag("metadata_port", MetadataService(guests.lookup(store), secret))
+    auth = AuthManager(store)
+    server = ApiService(store, auth, registry, others=_administration(store, bus, auth))
+    return [auth, PortFlag("ec2_port", server), Later("metadata service", metadata),
+            Heartbeat(store, "api")]
+
+
+def _administration(store: Store, bus: Bus, auth: AuthManager) -> dict[str, action.Registry]:
+    """The APIs beside EC2's, by the names in their paths."""
+    everybody = accounts.Accounts(store, bus, auth, authority())
+    return {"Admin": action.Registry.collect([admin.Admin(store=store, accounts=everybody)], model.admin()),
+            "IAM": action.Registry.collect([iam.Iam(store=store, accounts=everybody)], model.iam()),
+            "STS": action.Registry.collect([iam.Caller(store=store)], model.sts())}
+
+
+def objectstore(store: Store, bus: Bus) -> list[Service]:
+    """nova-objectstore: the S3 server, and the images made from what is in it."""
+    async def open_object(bucket: str, key: str):
+        return await objects.open_object(store, bucket, key)
+    manager = ImageManager(store, bus, open_object, authority().key_path)
+    auth = AuthManager(store)
+    server = ObjectStoreService(store, auth, extra_handlers=image_manager.handlers(manager, store))
+    return [auth, PortFlag("s3_port", server), manager, Heartbeat(store, "objectstore")]
+
+
+def compute(store: Store, bus: Bus) -> list[Service]:
+    """nova-compute: the guests of this host."""
+    cache = ImageCache(os.path.join(FLAGS.state_path, "image_cache"), store,
+                       lambda: f"http://{FLAGS.api_host}:{FLAGS.s3_port}/_images/")
+    manager = ComputeManager(store, bus, compute_driver(), cache)
+    return [manager, Heartbeat(store, "compute", manager.facts)]
+
+
+def network(store: Store, bus: Bus) -> list[Service]:
+    """nova-network: the networks that this host serves."""
+    return [NetworkManager(store, bus, network_driver()), Heartbeat(store, "network")]
+
+
+def volume(store: Store, bus: Bus) -> list[Service]:
+    """nova-volume: the room for volumes on this host."""
+    manager = VolumeManager()
+    return [manager, Heartbeat(store, "volume", manager.facts)]
+
+
+def main(argv: list[str], parts: Callable[[Store, Bus], list[Service]]) -> int:
+    """Run one daemon of its own."""
+    flags.parse_or_exit(argv)
+    service.set_up_logging()
+    store, bus = open_store(), open_bus()
+    try:
+        services = parts(store, bus)
+    except exception.NovaError as error:
+        flags.die(f"{os.path.basename(argv[0])}: {error}")
+    return service.serve([StoreService(store), BusService(bus), *services])

@@ -1,0 +1,187 @@
+"""The errors of the object store: codes, statuses and texts of the S3 API reference, "Error responses"."""
+
+from nova.auth.signer import (
+    AccessDenied,
+    AuthorizationHeaderMalformed,
+    AuthorizationQueryParametersError,
+    InvalidArgument,
+    MissingSecurityHeader,
+    RequestTimeTooSkewed,
+)
+from nova.exception import NoSuchBucket, NoSuchKey, S3Error
+
+__all__ = [
+    "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
+    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
+    "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketName",
+    "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI",
+    "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed",
+    "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey",
+    "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed",
+    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch",
+]
+
+
+class BadDigest(S3Error):
+    code = "BadDigest"
+    message = "The {name} you specified did not match the calculated checksum."
+
+
+class BucketAlreadyExists(S3Error):
+    code, status = "BucketAlreadyExists", 409
+    message = ("The requested bucket name is not available. The bucket namespace is shared by all users of the "
+               "system. Please select a different name and try again.")
+
+
+class BucketAlreadyOwnedByYou(S3Error):
+    code, status = "BucketAlreadyOwnedByYou", 409
+    message = "Your previous request to create the named bucket succeeded and you already own it."
+
+
+class BucketNotEmpty(S3Error):
+    code, status = "BucketNotEmpty", 409
+    message = "The bucket you tried to delete is not empty"
+
+
+class EntityTooLarge(S3Error):
+    code = "EntityTooLarge"
+    message = "Your proposed upload exceeds the maximum allowed size of {limit} bytes"
+
+
+class EntityTooSmall(S3Error):
+    code = "EntityTooSmall"
+    message = "Your proposed upload is smaller than the minimum allowed size"
+
+
+class IncompleteBody(S3Error):
+    code = "IncompleteBody"
+    message = "You did not provide the number of bytes specified by the Content-Length HTTP header."
+
+
+class InternalError(S3Error):
+    code, status = "InternalError", 500
+    message = "We encountered an internal error. Please try again."
+
+
+class InvalidAccessKeyId(S3Error):
+    code, status = "InvalidAccessKeyId", 403
+    message = "The AWS Access Key Id you provided does not exist in our records."
+
+
+class InvalidBucketName(S3Error):
+    code = "InvalidBucketName"
+    message = "The specified bucket is not valid."
+
+
+class InvalidDigest(S3Error):
+    code = "InvalidDigest"
+    message = "The {name} you specified is not valid."
+
+
+class InvalidPart(S3Error):
+    code = "InvalidPart"
+    message = ("One or more of the specified parts could not be found.  The part may not have been uploaded, or the "
+               "specified entity tag may not match the part's entity tag.")
+
+
+class InvalidPartOrder(S3Error):
+    code = "InvalidPartOrder"
+    message = "The list of parts was not in ascending order. Parts must be ordered by part number."
+
+
+class InvalidRange(S3Error):
+    code, status = "InvalidRange", 416
+    message = "The requested range is not satisfiable"
+
+
+class InvalidRequest(S3Error):
+    code = "InvalidRequest"
+    message = "{reason}"
+
+
+class InvalidURI(S3Error):
+    code = "InvalidURI"
+    message = "Couldn't parse the specified URI."
+
+
+class KeyTooLong(S3Error):
+    code = "KeyTooLongError"
+    message = "Your key is too long"
+
+
+class MalformedTrailer(S3Error):
+    code = "MalformedTrailerError"
+    message = "The request contained trailing data that was not well-formed or did not conform to our published schema."
+
+
+class MalformedXML(S3Error):
+    code = "MalformedXML"
+    message = "The XML you provided was not well-formed or did not validate against our published schema"
+
+
+class MetadataTooLarge(S3Error):
+    code = "MetadataTooLarge"
+    message = "Your metadata headers exceed the maximum allowed metadata size"
+
+
+class MethodNotAllowed(S3Error):
+    code, status = "MethodNotAllowed", 405
+    message = "The specified method is not allowed against this resource."
+
+
+class MissingContentLength(S3Error):
+    code, status = "MissingContentLength", 411
+    message = "You must provide the Content-Length HTTP header."
+
+
+class MissingRequestBody(S3Error):
+    code = "MissingRequestBodyError"
+    message = "Request Body is empty"
+
+
+class NoSuchUpload(S3Error):
+    code, status = "NoSuchUpload", 404
+    message = ("The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted "
+               "or completed.")
+
+
+class NoSuchVersion(S3Error):
+    code, status = "NoSuchVersion", 404
+    message = "The specified version does not exist."
+
+
+class NotImplementedYet(S3Error):
+    code, status = "NotImplemented", 501
+    message = "{what} is not implemented."
+
+
+class NotModified(S3Error):
+    """Not an error: the client's copy is current.  It has no body."""
+
+    code, status = "NotModified", 304
+    message = "Not Modified"
+
+
+class NothingSet(S3Error):
+    """A configuration of a bucket that nobody has set; each has a code of its own."""
+
+    status = 404
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class PreconditionFailed(S3Error):
+    code, status = "PreconditionFailed", 412
+    message = "At least one of the pre-conditions you specified did not hold"
+
+
+class ServiceUnavailable(S3Error):
+    code, status = "ServiceUnavailable", 503
+    message = "Service is unable to handle request."
+
+
+class XAmzContentSHA256Mismatch(S3Error):
+    code = "XAmzContentSHA256Mismatch"
+    message = "The provided 'x-amz-content-sha256' header does not match what was computed."

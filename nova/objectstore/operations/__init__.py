@@ -1,0 +1,82 @@
+"""The operations of the S3 API that the object store offers, one class each; :func:`find` knows them all."""
+
+from nova.auth import rbac
+from nova.objectstore import errors
+from nova.objectstore.operations import account, bucket, multipart, object, subresources
+from nova.objectstore.operations.base import Operation
+from nova.objectstore.request import Target
+
+__all__ = ["OFFERED", "find"]
+
+_BUCKET: dict[tuple[str, str], type[Operation]] = {
+    ("GET", ""): bucket.ListObjects,
+    ("HEAD", ""): bucket.HeadBucket,
+    ("PUT", ""): bucket.CreateBucket,
+    ("DELETE", ""): bucket.DeleteBucket,
+    ("GET", "versions"): bucket.ListObjectVersions,
+    ("GET", "uploads"): bucket.ListMultipartUploads,
+    ("POST", "delete"): bucket.DeleteObjects,
+    ("GET", "location"): subresources.GetBucketLocation,
+    ("GET", "acl"): subresources.GetBucketAcl,
+    ("PUT", "acl"): subresources.PutBucketAcl,
+}
+#: a bucket may lose these whether it has them or not
+_REMOVABLE = frozenset(("policy", "cors", "tagging", "lifecycle", "website", "encryption", "replication",
+                        "publicAccessBlock", "ownershipControls", "inventory", "analytics", "metrics",
+                        "intelligent-tiering"))
+_OBJECT: dict[tuple[str, str], type[Operation]] = {
+    ("GET", ""): object.GetObject,
+    ("HEAD", ""): object.GetObject,
+    ("PUT", ""): object.PutObject,
+    ("DELETE", ""): object.DeleteObject,
+    ("POST", "uploads"): multipart.CreateMultipartUpload,
+    ("PUT", "uploadId"): multipart.UploadPart,
+    ("POST", "uploadId"): multipart.CompleteMultipartUpload,
+    ("DELETE", "uploadId"): multipart.AbortMultipartUpload,
+    ("GET", "uploadId"): multipart.ListParts,
+    ("GET", "acl"): subresources.GetObjectAcl,
+    ("PUT", "acl"): subresources.PutObjectAcl,
+    ("GET", "tagging"): subresources.GetObjectTagging,
+    ("DELETE", "tagging"): subresources.DeleteObjectTagging,
+}
+
+#: every operation that :func:`find` may give; one that the table of roles does not have is an error here
+OFFERED: tuple[type[Operation], ...] = (
+    account.ListBuckets, bucket.ListObjectsV2, object.CopyObject, multipart.UploadPartCopy,
+    subresources.GetBucketConfiguration, subresources.DeleteBucketConfiguration, subresources.NotOffered,
+    *_BUCKET.values(), *_OBJECT.values())
+for _kind in OFFERED:
+    rbac.rule(_kind.action)
+
+
+def find(method: str, target: Target, copies: bool) -> type[Operation]:
+    """The operation that a request asks for.
+
+    :param copies: it has an x-amz-copy-source header
+    :raises MethodNotAllowed, NotImplementedYet:
+    """
+    if not target.bucket:
+        if method == "GET" and not target.key:
+            return account.ListBuckets
+        raise errors.MethodNotAllowed()
+    sub = target.sub_resource
+    if target.key:
+        if copies and method == "PUT" and sub in ("", "uploadId"):
+            return multipart.UploadPartCopy if sub else object.CopyObject
+        found = _OBJECT.get((method, sub))
+    elif method == "GET" and not sub and target.params.get("list-type") == "2":
+        found = bucket.ListObjectsV2
+    else:
+        found = _BUCKET.get((method, sub))
+        if found is None and sub:
+            if method == "GET":
+                found = subresources.GetBucketConfiguration
+            elif method == "DELETE" and sub in _REMOVABLE:
+                found = subresources.DeleteBucketConfiguration
+    if found is None and sub and method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
+        return subresources.NotOffered
+    if found is None and method == "POST":
+        raise errors.NotImplementedYet(what="Uploading by a form")
+    if found is None:
+        raise errors.MethodNotAllowed()
+    return found

@@ -1,0 +1,158 @@
+"""Sub-resources of buckets and objects that nobody can set: the answers that S3 gives where nothing is set.
+
+Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go by the error code.
+"""
+
+from nova.objectstore import errors, s3xml
+from nova.objectstore.body import Received
+from nova.objectstore.models import Object, object_id
+from nova.objectstore.operations.base import Operation, Response, owner, xml
+from nova.objectstore.operations.headers import check_acl
+from nova.objectstore.s3xml import Element
+
+_XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"'
+
+#: sub-resource of a bucket -> code and text of the error when it is not set
+_NOT_SET = {
+    "policy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
+    "policyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
+    "cors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
+    "tagging": ("NoSuchTagSet", "The TagSet does not exist"),
+    "lifecycle": ("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
+    "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
+    "encryption": ("ServerSideEncryptionConfigurationNotFoundError",
+                   "The server side encryption configuration was not found"),
+    "replication": ("ReplicationConfigurationNotFoundError", "The replication configuration was not found"),
+    "publicAccessBlock": ("NoSuchPublicAccessBlockConfiguration",
+                          "The public access block configuration was not found"),
+    "ownershipControls": ("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
+    "object-lock": ("ObjectLockConfigurationNotFoundError",
+                    "Object Lock configuration does not exist for this bucket"),
+}
+#: sub-resource of a bucket -> document when it is not set
+_EMPTY: dict[str, tuple[str, list[Element]]] = {
+    "versioning": ("VersioningConfiguration", []),
+    "logging": ("BucketLoggingStatus", []),
+    "notification": ("NotificationConfiguration", []),
+    "accelerate": ("AccelerateConfiguration", []),
+    "requestPayment": ("RequestPaymentConfiguration", [("Payer", "BucketOwner")]),
+}
+#: sub-resource of which a bucket may have several, each with an id -> document when there are none
+_LISTS = {
+    "inventory": "ListInventoryConfigurationsResult", "analytics": "ListBucketAnalyticsConfigurationsResult",
+    "metrics": "ListMetricsConfigurationsResult",
+    "intelligent-tiering": "ListBucketIntelligentTieringConfigurationsOutput",
+}
+
+
+class GetBucketLocation(Operation):
+    """GET bucket?location: what the bucket was made with."""
+
+    async def run(self, received: Received) -> Response:
+        body = s3xml.DECLARATION + s3xml.fragment((f'LocationConstraint xmlns="{s3xml.NAMESPACE}"',
+                                                   self.bucket.location))
+        return Response(headers={"Content-Type": "application/xml"}, body=body)
+
+
+class GetBucketConfiguration(Operation):
+    """GET bucket?<sub-resource> of what is not set."""
+
+    async def run(self, received: Received) -> Response:
+        name = self.target.sub_resource
+        if name in _EMPTY:
+            return xml(*_EMPTY[name])
+        if name in _LISTS:
+            if "id" in self.target.params:
+                raise errors.NothingSet("NoSuchConfiguration", "The specified configuration does not exist.")
+            return xml(_LISTS[name], [("IsTruncated", False)])
+        if name in _NOT_SET:
+            raise errors.NothingSet(*_NOT_SET[name])
+        raise errors.NotImplementedYet(what=f"The sub-resource {name}")
+
+
+class DeleteBucketConfiguration(Operation):
+    """DELETE bucket?<sub-resource> of what is not set."""
+
+    async def run(self, received: Received) -> Response:
+        return Response(204)
+
+
+class _OfObject(Operation):
+    """A sub-resource of an object that must be there."""
+
+    async def check(self) -> None:
+        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
+            raise errors.NoSuchKey()
+
+
+class GetObjectTagging(_OfObject):
+    """GET object?tagging: no tags."""
+
+    async def run(self, received: Received) -> Response:
+        return xml("Tagging", [("TagSet", [])])
+
+
+class DeleteObjectTagging(_OfObject):
+    """DELETE object?tagging: there are no tags."""
+
+    async def run(self, received: Received) -> Response:
+        return Response(204)
+
+
+def _acl(project_id: str) -> Response:
+    grantee: Element = (f"Grantee {_XSI}", [("ID", project_id), ("DisplayName", project_id)])
+    return xml("AccessControlPolicy", [
+        owner(project_id),
+        ("AccessControlList", [("Grant", [grantee, ("Permission", "FULL_CONTROL")])])])
+
+
+class GetBucketAcl(Operation):
+    """GET bucket?acl: the owner may do everything."""
+
+    async def run(self, received: Received) -> Response:
+        return _acl(self.bucket.project_id)
+
+
+class GetObjectAcl(_OfObject):
+    """GET object?acl: the owner may do everything."""
+
+    async def run(self, received: Received) -> Response:
+        return _acl(self.bucket.project_id)
+
+
+class PutBucketAcl(Operation):
+    """PUT bucket?acl: only what gives nobody else anything."""
+
+    max_body = 1 << 20
+
+    async def check(self) -> None:
+        check_acl(self.headers)
+
+    async def run(self, received: Received) -> Response:
+        if self.body.data.strip():
+            tree = s3xml.parse(self.body.data, "AccessControlPolicy")
+            grants = [(g.findtext("Grantee/ID"), g.findtext("Permission")) for g in tree.iter("Grant")]
+            if any(grant != (self.bucket.project_id, "FULL_CONTROL") for grant in grants):
+                raise errors.NotImplementedYet(what="Granting access")
+        elif "x-amz-acl" not in self.headers:
+            raise errors.MissingRequestBody()
+        return Response()
+
+
+class PutObjectAcl(PutBucketAcl):
+    """PUT object?acl: only what gives nobody else anything."""
+
+    async def check(self) -> None:
+        await super().check()
+        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
+            raise errors.NoSuchKey()
+
+
+class NotOffered(Operation):
+    """What S3 has and this object store has not; said to whoever may know that the bucket is there."""
+
+    max_body = 1 << 20
+    action = "HeadBucket"
+
+    async def check(self) -> None:
+        raise errors.NotImplementedYet(what=f"{self.call.method} of the sub-resource {self.target.sub_resource}")

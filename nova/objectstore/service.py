@@ -1,0 +1,100 @@
+"""The object store as a service: listens, sweeps, and stops without cutting off who is being served."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tornado import netutil, web
+from tornado.httpserver import HTTPServer
+
+from nova import exception
+from nova import service as nova_service
+from nova.auth.gate import Gate
+from nova.context import request_id_var
+from nova.datastore import Store
+from nova.flags import FLAGS, DEFINE_string
+from nova.objectstore.body import MAX_UPLOAD
+from nova.objectstore.files import Files
+from nova.objectstore.handler import Authenticator, S3Handler
+from nova.objectstore.models import objects_path
+from nova.objectstore.sweep import sweep
+
+log = logging.getLogger(__name__)
+
+DEFINE_string("s3_listen", "0.0.0.0", "address at which the object store listens")
+
+#: seconds that running requests get when the service stops
+GRACE = 3.0
+_HEADER_SIZE = 64 << 10
+_READ_SIZE = 256 << 10
+
+
+class ObjectStoreService(nova_service.Service):
+    """nova-objectstore.
+
+    :param store: the cloud's records
+    :param auth: finds whom an access key stands for
+    :param port: to listen at; --s3_port when None; 0 takes a free one
+    :param address: to listen at; --s3_listen when None
+    :param extra_handlers: Tornado URL specifications that come before the object store's own
+    """
+
+    name = "objectstore"
+
+    def __init__(self, store: Store, auth: Authenticator, port: int | None = None, address: str | None = None,
+                 extra_handlers: Sequence[Any] = ()):
+        self._store, self._auth, self._extra = store, auth, tuple(extra_handlers)
+        self.port = FLAGS.s3_port if port is None else port
+        self._address = FLAGS.s3_listen if address is None else address
+        self._server: HTTPServer | None = None
+        self._files: Files | None = None
+        self._sweeper: asyncio.Task | None = None
+        self._running: set[S3Handler] = set()
+
+    async def start(self) -> None:
+        """Listen; returns when requests are served.
+
+        :raises OSError: the port is taken or the directory cannot be made
+        """
+        self._files = Files(objects_path())
+        parts = {"store": self._store, "files": self._files, "auth": self._auth, "running": self._running,
+                 "gate": Gate(self._store)}
+        application = web.Application([*self._extra, (r".*", S3Handler, parts)], log_function=_log_request)
+        self._server = HTTPServer(application, max_body_size=2 * MAX_UPLOAD, max_header_size=_HEADER_SIZE,
+                                  chunk_size=_READ_SIZE, idle_connection_timeout=120)
+        sockets = netutil.bind_sockets(self.port, self._address)
+        self.port = sockets[0].getsockname()[1]
+        self._server.add_sockets(sockets)
+        self._sweeper = asyncio.ensure_future(self._sweep_forever(self._files))
+        log.info("listening at %s:%d", self._address, self.port)
+
+    async def stop(self) -> None:
+        """Close the listener, let running requests come to their end for a moment, then cut them off."""
+        if self._sweeper:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        if self._server:
+            self._server.stop()
+            deadline = time.monotonic() + GRACE
+            while self._running and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            await self._server.close_all_connections()
+        if self._files:
+            self._files.close()
+
+    async def _sweep_forever(self, files: Files) -> None:
+        while True:
+            try:
+                await sweep(self._store, files)
+            except (exception.NovaError, OSError) as error:
+                log.warning("the search for files that no record names failed: %s", error)
+            await asyncio.sleep(FLAGS.objects_sweep_interval)
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    request = handler.request
+    request_id_var.set(getattr(handler, "request_id", "-"))
+    log.info("%s %s %s %d %.0f ms", request.remote_ip, request.method, request.path, handler.get_status(),
+             request.request_time() * 1000)

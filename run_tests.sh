@@ -1,0 +1,54 @@
+#!/bin/bash
+# Sets up what is missing and runs every test: ./run_tests.sh [ARGUMENT OF PYTEST...]
+#
+# As root, the tests run in namespaces of their own (network, mounts, processes): bridges, rules, servers and guests that
+# they make are not seen outside and are gone with the last process.  Without root, only the tests that need no servers run.
+set -u
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+NAME=run_tests.sh
+. "$ROOT/bin/setup-functions.sh"
+
+cd "$ROOT" || exit 1
+exec </dev/null
+begin
+find_python
+
+EXTRAS=(client tests)
+WANTED=
+if [ "$(id -u)" -eq 0 ]; then
+    EXTRAS+=(libvirt)
+    WANTED="$PACKAGES_REDIS $PACKAGES_CLOUD $PACKAGES_TESTS"
+fi
+if ! venv_is_ready "${EXTRAS[@]}"; then
+    WANTED="$WANTED $PACKAGES_BUILD"
+    [ "$(id -u)" -ne 0 ] || WANTED="$WANTED $PACKAGES_BUILD_LIBVIRT"
+    python_has_headers || WANTED="$WANTED python3-dev:"
+    [ -x "$VENV/bin/pip" ] || python_has_venv || WANTED="$WANTED python3-venv:"
+fi
+ensure_packages "" $WANTED
+ensure_python "${EXTRAS[@]}"
+
+# paths on the command line replace the default order: what needs least first, so that failures show early
+TESTS=(tests/unit tests/functional tests/clients)
+for argument in "$@"; do
+    [ -e "${argument%%::*}" ] && TESTS=()
+done
+NAMESPACES=()
+if [ "$(id -u)" -eq 0 ]; then
+    step "starter images"
+    export NOVA_STARTER_PATH=$CACHE/starter
+    quietly starter.log "building the starter images" "$VENV/bin/python" -m nova.image.starter "$NOVA_STARTER_PATH" || {
+        tail_of starter.log
+        die "the starter images cannot be built; ${CACHE}/starter.log has all of it"
+    }
+    # the shell stays, as the process that reaps what daemons leave behind: not its last command, so not replaced by it
+    NAMESPACES=(unshare --net --mount --pid --fork --kill-child --mount-proc
+        env NOVA_TESTS_ISOLATED=1 bash -c 'ip link set lo up && "$@"; exit $?' tests)
+elif [ ${#TESTS[@]} -gt 0 ]; then
+    TESTS=(tests/unit)
+    say "not root: only tests/unit; the others make bridges, rules and guests"
+fi
+step "pytest"
+end_setup
+export PYTHONDONTWRITEBYTECODE=1
+exec ${NAMESPACES[@]+"${NAMESPACES[@]}"} "$VENV/bin/python" -m pytest ${TESTS[@]+"${TESTS[@]}"} "$@"

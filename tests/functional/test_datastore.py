@@ -1,0 +1,177 @@
+"""The datastore against a real redis-server."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from nova import exception
+from nova.datastore import Pool, Record, Store, record
+
+
+@record("thing", indexes=("owner", "color"))
+@dataclass(frozen=True)
+class Thing(Record):
+    owner: str = ""
+    color: str = ""
+    size: int = 0
+    weight: float = 0.0
+    heavy: bool = False
+    parts: list[str] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    nickname: str | None = None
+
+
+async def test_a_record_comes_back_as_it_was_stored(store: Store) -> None:
+    thing = await store.create(Thing("t1", owner="ann", size=3, weight=0.1, heavy=True, parts=["ä", "b"],
+                                     notes={"x": 1}))
+    assert await store.get(Thing, "t1") == thing
+    assert await store.get(Thing, "t2") is None
+
+
+async def test_a_record_is_created_once(store: Store) -> None:
+    results = await asyncio.gather(*(store.create(Thing("t1", size=n)) for n in range(10)), return_exceptions=True)
+    assert sum(isinstance(r, exception.Exists) for r in results) == 9
+
+
+async def test_an_index_follows_its_field(store: Store) -> None:
+    thing = await store.create(Thing("t1", owner="ann", color="red"))
+    await store.create(Thing("t2", owner="ann", color="blue"))
+    thing = await store.update(thing, color="blue")
+    assert [t.id for t in await store.find(Thing, owner="ann", color="blue")] == ["t1", "t2"]
+    assert await store.find(Thing, color="red") == []
+    await store.update(thing, color="")
+    assert [t.id for t in await store.find(Thing, color="blue")] == ["t2"]
+    await store.delete((await store.find(Thing, color="blue"))[0])
+    assert [t.id for t in await store.all(Thing)] == ["t1"]
+    await store.delete((await store.all(Thing))[0])
+    assert [k for k in await store.redis.keys("nova:thing*")] == []
+
+
+async def test_a_stale_copy_changes_nothing(store: Store) -> None:
+    thing = await store.create(Thing("t1"))
+    await store.update(thing, size=1)
+    with pytest.raises(exception.Conflict):
+        await store.update(thing, size=2)
+    with pytest.raises(exception.Conflict):
+        await store.delete(thing)
+    assert (await store.get(Thing, "t1")).size == 1
+
+
+async def test_a_copy_of_a_removed_record_changes_no_later_one_of_its_id(store: Store) -> None:
+    old = await store.create(Thing("t1", size=1))
+    await store.delete(old)
+    await store.create(Thing("t1", size=2))
+    with pytest.raises(exception.Conflict):
+        await store.update(old, size=3)
+    with pytest.raises(exception.Conflict):
+        await store.delete(old)
+    assert (await store.get(Thing, "t1")).size == 2
+
+
+async def test_none_removes_a_field(store: Store) -> None:
+    thing = await store.create(Thing("t1", nickname="x"))
+    await store.update(thing, nickname=None)
+    assert (await store.get(Thing, "t1")).nickname is None
+
+
+async def test_modify_is_tried_again_until_it_holds(store: Store) -> None:
+    await store.create(Thing("t1"))
+    await asyncio.gather(*(store.modify(Thing, "t1", lambda t: {"size": t.size + 1}) for _ in range(20)))
+    assert (await store.get(Thing, "t1")).size == 20
+
+
+async def test_a_transaction_is_all_or_nothing(store: Store) -> None:
+    await store.create(Thing("t2"))
+    tx = store.transaction()
+    tx.create(Thing("t1"))
+    tx.add("count", "things", 1)
+    tx.create(Thing("t2"))
+    with pytest.raises(exception.Exists) as error:
+        await tx.commit()
+    assert (error.value.kind, error.value.id) == ("thing", "t2")
+    assert await store.get(Thing, "t1") is None
+    assert await store.redis.hgetall("nova:count") == {}
+
+
+async def test_a_pool_gives_each_item_to_one_owner(store: Store) -> None:
+    pool = Pool("colors")
+    await store.redis.rpush(pool.key, "red", "green", "blue")
+
+    async def take(name: str) -> str | None:
+        tx = store.transaction()
+        tx.create(Thing(name, color=tx.take(pool, name)))  # type: ignore[arg-type]
+        try:
+            return (await tx.commit())[0]
+        except exception.Exhausted:
+            return None
+    taken = await asyncio.gather(*(take(f"t{n}") for n in range(5)))
+    assert sorted(t for t in taken if t) == ["blue", "green", "red"]
+    [red] = await store.find(Thing, color="red")
+    for owner in ("somebody else", red.id, red.id):
+        tx = store.transaction()
+        tx.give(pool, owner, "red")
+        await tx.commit()
+    assert await store.redis.lrange(pool.key, 0, -1) == [b"red"]
+
+
+async def test_a_counter_stays_within_its_limit(store: Store) -> None:
+    async def claim() -> bool:
+        tx = store.transaction()
+        tx.add("used", "memory", 2, 5)
+        tx.add("used", "memory", 1, 5)
+        try:
+            await tx.commit()
+        except exception.Exhausted:
+            return False
+        return True
+    assert sum(await asyncio.gather(*(claim() for _ in range(5)))) == 1
+    assert await store.redis.hget("nova:used", "memory") == b"3"
+
+
+async def test_members_of_sorted_sets_are_bytes(store: Store) -> None:
+    members = ["ä b".encode(), b"a/\xff\x00", b"\\\"quoted\""]
+    tx = store.transaction()
+    for member in members:
+        tx.zadd_lex("nova:z", member)
+    await tx.commit()
+    assert await store.redis.zrange("nova:z", 0, -1) == sorted(members)
+    tx = store.transaction()
+    tx.require_empty("nova:z")
+    with pytest.raises(exception.Conflict):
+        await tx.commit()
+
+
+async def test_a_list_takes_two_round_trips(store: Store) -> None:
+    for n in range(50):
+        await store.create(Thing(f"t{n}", owner="ann"))
+    before = (await store.redis.info("commandstats"))["cmdstat_hgetall"]["calls"]
+    assert len(await store.find(Thing, owner="ann")) == 50
+    assert (await store.redis.info("commandstats"))["cmdstat_hgetall"]["calls"] == before + 50
+
+
+async def test_an_outage_is_told_at_once_and_passes() -> None:
+    import shutil
+    import tempfile
+    import time
+    from pathlib import Path
+
+    from nova.datastore import open_store
+    from tests.conftest import RedisServer, free_port
+    directory = Path(tempfile.mkdtemp())
+    server = RedisServer(directory, free_port())
+    server.start()
+    store = open_store(server.url)
+    try:
+        await store.create(Thing("t1"))
+        server.kill()
+        began = time.monotonic()
+        with pytest.raises(exception.DatastoreUnavailable):
+            await store.get(Thing, "t1")
+        assert time.monotonic() - began < 2
+        server.start()
+        assert (await store.get(Thing, "t1")).id == "t1"
+    finally:
+        server.kill()
+        await store.close()
+        shutil.rmtree(directory)
