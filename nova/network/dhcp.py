@@ -39,6 +39,9 @@ RESOLV_CONF = "/etc/resolv.conf"
 #: file that was written is complete
 STOP_TIME, RELEASE_TIME, SETTLE_TIME = 5.0, 2.0, 0.03
 
+#: the exit code for an address that is in use, among others (dnsmasq(8), EXIT CODES)
+NETWORK_TROUBLE = 2
+
 LEASE_LINE = re.compile(r"^\d+ ([0-9a-f:-]+) ([0-9.]+) \S+ (?:\*|([0-9a-f:]+))$", re.ASCII | re.MULTILINE)
 
 
@@ -225,11 +228,14 @@ class Dnsmasq:
         text = read(path)
         if gone := stale(parse_leases(text), leases):
             write_atomically(path, pruned(text, gone))
-        try:
-            await process.wait(process.run(self._program, *argv, timeout=15))
-        except exception.ProcessError as error:
-            raise exception.NovaError(f"dnsmasq does not start on {self.bridge}: {error.message}; "
-                                      f"see {self.directory}/log") from error
+        deadline = asyncio.get_running_loop().time() + STOP_TIME
+        while (result := await process.wait(process.run(self._program, *argv, timeout=15, check=False))).code:
+            # a process that was killed shows no command line any more while the kernel still closes its sockets
+            if result.code != NETWORK_TROUBLE or asyncio.get_running_loop().time() > deadline:
+                said = result.err.decode(errors="replace").strip()
+                raise exception.NovaError(f"dnsmasq does not start on {self.bridge}, exit code {result.code}: {said}; "
+                                          f"see {self.directory}/log")
+            await asyncio.sleep(0.1)
         failpoint.hit("network.dnsmasq.started")
         pid = await self._adopt(argv)
         if pid is None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -431,6 +432,24 @@ async def test_leases_go_even_when_dnsmasq_was_dead_or_deaf(host: LinuxDriver, g
     host._programs["dhcp_release"] = "/bin/true"  # a release that gets lost
     await host.ensure(dataclasses.replace(ONE, leases=()))
     assert leases(ONE) == set() and len(running(ONE)) == 1
+
+
+@real
+async def test_dnsmasq_waits_for_the_sockets_of_a_dead_one(host: LinuxDriver, monkeypatch):
+    """The kernel closes a killed process's sockets after its command line is gone from /proc."""
+    await host.ensure(ONE)
+    os.kill(running(ONE)[0], signal.SIGKILL)
+    await until(lambda: not running(ONE))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
+        held.bind(("10.202.1.1", 53))
+        held.listen()
+        monkeypatch.setattr(dhcp, "STOP_TIME", 0.3)
+        with pytest.raises(exception.NovaError, match="dnsmasq does not start on br101, exit code 2: .*in use"):
+            await host.ensure(ONE)
+        monkeypatch.undo()
+        asyncio.get_running_loop().call_later(0.5, held.close)
+        await host.ensure(ONE)
+    assert len(running(ONE)) == 1
 
 
 @real
