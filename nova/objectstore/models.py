@@ -22,12 +22,18 @@ def objects_path() -> str:
 @datastore.record("bucket", indexes=("project_id",))
 @dataclass(frozen=True)
 class Bucket(datastore.Record):
-    """A bucket; `id` is its name, `user_id` who made it, `created` seconds since 1970."""
+    """A bucket; `id` is its name, `user_id` who made it, `created` seconds since 1970.
+
+    `versioning` is '' (never enabled), Enabled or Suspended.  `configuration` has what was put into its sub-resources:
+    by the name of each (acl, cors, lifecycle, ownershipControls, policy, publicAccessBlock, tagging) what JSON has.
+    """
 
     project_id: str
     created: float
     location: str = ""
     user_id: str = ""
+    versioning: str = ""
+    configuration: dict = field(default_factory=dict)
 
     @property
     def keys_key(self) -> str:
@@ -48,7 +54,9 @@ class Object(datastore.Record):
     `file` is its file below :func:`objects_path`, which never changes.  `md5` and `sha256` are hex and of the whole
     object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed ``x-amz-meta-``;
     `checksums` are base64 by algorithm.  `part_sizes` are bytes, empty unless it was uploaded in parts (by
-    `upload_id`).  `user_id` and `project_id` are the bucket's: whose object storage it takes.
+    `upload_id`).  `user_id` and `project_id` are the bucket's: whose object storage it takes.  `tags` are values by
+    key, `acl` is empty where only the owner may do anything.  `version_id` is '' for the null version; `sequence`
+    orders the versions of a key, the newest highest; a delete marker (`is_marker`) has no bytes.
     """
 
     bucket: str
@@ -68,6 +76,11 @@ class Object(datastore.Record):
     part_sizes: list = field(default_factory=list)
     upload_id: str = ""
     user_id: str = ""
+    tags: dict = field(default_factory=dict)
+    acl: dict = field(default_factory=dict)
+    version_id: str = ""
+    sequence: int = 0
+    is_marker: bool = False
 
     @property
     def path(self) -> str:
@@ -90,6 +103,8 @@ class Upload(datastore.Record):
     checksum_algorithm: str = ""
     checksum_type: str = ""
     user_id: str = ""
+    tags: dict = field(default_factory=dict)
+    acl: dict = field(default_factory=dict)
 
 
 @datastore.record("part", indexes=("upload_id",), listed=False)
