@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -434,6 +435,17 @@ async def test_leases_go_even_when_dnsmasq_was_dead_or_deaf(host: LinuxDriver, g
     assert leases(ONE) == set() and len(running(ONE)) == 1
 
 
+def bound(sock: socket.socket, address: str, port: int) -> bool:
+    """Whether the address could be taken."""
+    try:
+        sock.bind((address, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
 @real
 async def test_dnsmasq_waits_for_the_sockets_of_a_dead_one(host: LinuxDriver, monkeypatch):
     """The kernel closes a killed process's sockets after its command line is gone from /proc."""
@@ -441,7 +453,7 @@ async def test_dnsmasq_waits_for_the_sockets_of_a_dead_one(host: LinuxDriver, mo
     os.kill(running(ONE)[0], signal.SIGKILL)
     await until(lambda: not running(ONE))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
-        held.bind(("10.202.1.1", 53))
+        await until(lambda: bound(held, "10.202.1.1", 53))
         held.listen()
         monkeypatch.setattr(dhcp, "STOP_TIME", 0.3)
         with pytest.raises(exception.NovaError, match="dnsmasq does not start on br101, exit code 2: .*in use"):
