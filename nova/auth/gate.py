@@ -14,10 +14,6 @@ from nova.datastore import Store
 Verify = Callable[..., Awaitable[Any]]
 
 
-async def _directly(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
 class Gate:
     """Verifies requests.  One for all requests of a process."""
 
@@ -25,20 +21,23 @@ class Gate:
         self._lockout, self._replays = Lockout(store), Replays(store)
 
     async def verify(self, claim: Claim, secret: str, payload_sha256: str, now: datetime, repeatable: bool,
-                     call: Verify = _directly) -> None:
+                     call: Verify | None = None) -> None:
         """Return if a request may go on.
 
         :param claim: names an access key that somebody has, and `secret` is its secret
         :param payload_sha256: as :func:`nova.auth.signer.verify` wants it
         :param repeatable: the request may come any number of times
-        :param call: calls a function that takes a while
+        :param call: calls a function that takes a while; None where it takes none
         :raises LockedOut, ReplayedRequest: (kinds of AuthFailure)
         :raises exception.SignatureDoesNotMatch:
         :raises exception.RequestExpired, S3Error: as :func:`nova.auth.signer.verify`
         """
         await self._lockout.check(claim.access_key)
         try:
-            await call(signer.verify, claim, secret, payload_sha256, now)
+            if call is None:
+                signer.verify(claim, secret, payload_sha256, now)
+            else:
+                await call(signer.verify, claim, secret, payload_sha256, now)
         except exception.SignatureDoesNotMatch:
             await self._lockout.failed(claim.access_key)
             raise

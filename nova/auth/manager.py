@@ -75,7 +75,8 @@ class AuthManager(Service):
         """
         if not access_key or len(access_key) > 256 or len(project or "") > 256:
             raise exception.AuthFailure()
-        return await self._memo.get((access_key, project), lambda: self._look_up(access_key, project))
+        key = (access_key, project)
+        return self._memo.known(key) or await self._memo.get(key, lambda: self._look_up(access_key, project))
 
     async def _look_up(self, access_key: str, project: str | None) -> Identity:
         found = await self._users(Equal("accessKey", access_key))
