@@ -10,7 +10,7 @@ from typing import Protocol
 
 from nova import crypto, datastore, exception, flags, service
 from nova.auth.manager import AuthManager
-from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, regions
+from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, regions, revocations
 from nova.compute.manager import ComputeManager
 from nova.compute.virt.base import ComputeDriver
 from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
@@ -180,7 +180,7 @@ def api(store: Store, bus: Bus) -> list[Service]:
     auth = AuthManager(store)
     server = ApiService(store, auth, registry, others=_administration(store, bus, auth))
     return [auth, PortFlag("ec2_port", server), Later("metadata service", metadata),
-            Heartbeat(store, "api")]
+            revocations.RevocationLists(authority()), Heartbeat(store, "api")]
 
 
 def _administration(store: Store, bus: Bus, auth: AuthManager) -> dict[str, action.Registry]:
