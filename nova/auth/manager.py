@@ -120,7 +120,7 @@ class AuthManager(Service):
         except exception.Exists as error:
             raise _named(error, "user", name) from error
         await self._memo.tell(user=name)
-        return user
+        return await self.user(name)
 
     async def modify_user(self, name: str, access: str | None = None, secret: str | None = None,
                           is_admin: bool | None = None) -> User:

@@ -12,6 +12,7 @@ Pure functions, and the flags that say where the three subtrees are.
 import re
 import secrets
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from nova import exception
 from nova.auth.directory import Entry, child, split_dn
@@ -39,7 +40,7 @@ RESERVED = frozenset({"all", "amazon", "anonymous", "any", "aws-marketplace", "e
 #: what no colon, comma, slash or space of a signed request cuts in two
 _ACCESS = re.compile(r"[A-Za-z0-9._~+@=-]{1,128}")
 
-USER_ATTRIBUTES = ("uid", "accessKey", "secretKey", "isAdmin", "isLocked")
+USER_ATTRIBUTES = ("uid", "accessKey", "secretKey", "isAdmin", "isLocked", "createTimestamp")
 PROJECT_ATTRIBUTES = ("objectClass", "cn", "projectManager", "member", "description")
 
 
@@ -139,7 +140,16 @@ def user_entry(user: User) -> dict[str, list[str]]:
 def read_user(entry: Entry) -> User:
     """The user that an entry is."""
     return User(entry.value("uid"), entry.value("accessKey"), entry.value("secretKey"),
-                entry.value("isAdmin") == "TRUE", entry.value("isLocked") == "TRUE")
+                entry.value("isAdmin") == "TRUE", entry.value("isLocked") == "TRUE",
+                _seconds(entry.value("createTimestamp")))
+
+
+def _seconds(text: str) -> float:
+    """A time as LDAP writes it (RFC 4517, section 3.3.13; servers write UTC) in seconds since the epoch."""
+    digits = text[:14]
+    if not (len(digits) == 14 and digits.isascii() and digits.isdigit() and text.endswith("Z")):
+        return 0.0
+    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
 
 
 def project_entry(project: Project) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ for the operator of this host.
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -33,6 +34,15 @@ class UntoldKey(Record):
     """Marks the access key `access` of a user (the id) as one that nobody was told: to IAM, the user has none."""
 
     access: str
+
+
+@record("made_key")
+@dataclass(frozen=True)
+class MadeKey(Record):
+    """When (seconds since the epoch) the access key `access` of a user (the id) was made, or its other half changed."""
+
+    access: str
+    made: float
 
 
 @contextlib.contextmanager
@@ -90,6 +100,7 @@ class Accounts:
         """Add a user; :raises exception.InvalidUserDuplicate, exception.InvalidAccessKeyDuplicate:"""
         user = await self.auth.create_user(name, is_admin=is_admin, access=access, secret=secret)
         await self._tell_key(name)
+        await self._date_key(user)
         await events.record(self.store, context, "user.create", target=name, is_admin=is_admin, access=user.access)
         return user
 
@@ -98,6 +109,8 @@ class Accounts:
                           secret: str | None = None, is_admin: bool | None = None) -> User:
         """Change what is not None."""
         user = await self.auth.modify_user(name, access=access, secret=secret, is_admin=is_admin)
+        if access is not None or secret is not None:
+            await self._date_key(user)
         changed = [what for what, value in (("access", access), ("other half", secret), ("admin", is_admin))
                    if value is not None]
         await events.record(self.store, context, "user.modify", target=name, changed=changed, access=user.access,
@@ -109,6 +122,7 @@ class Accounts:
         """Give a user a new access key in place of the old one."""
         user = await self.auth.rotate(name)
         await self._tell_key(name)
+        await self._date_key(user)
         await events.record(self.store, context, "user.rotate", target=name, access=user.access)
         return user
 
@@ -122,8 +136,13 @@ class Accounts:
     async def unlock_user(self, context: Context | None, name: str) -> None:
         """Let a user in again, also one who is locked out for wrong signatures."""
         await self.auth.unlock_user(name)
-        await Lockout(self.store).unlock((await self.auth.user(name)).access)
-        await events.record(self.store, context, "user.unlock", target=name)
+        was_locked_out = await Lockout(self.store).unlock((await self.auth.user(name)).access)
+        await events.record(self.store, context, "user.unlock", target=name, was_locked_out=was_locked_out)
+
+    async def key_made(self, user: User) -> float:
+        """When a user's access key was made, in seconds since the epoch; with the user where nothing else is known."""
+        known = await self.store.get(MadeKey, user.id)
+        return known.made if known is not None and known.access == user.access else user.created
 
     @_client_errors
     async def owned_by_user(self, name: str) -> scrub.Owned:
@@ -154,7 +173,8 @@ class Accounts:
             for project in await self.auth.projects():
                 await self._scrub(context, project.id, name)
         await self.auth.delete_user(name)
-        await self._tell_key(name)
+        await self._forget(UntoldKey, name)
+        await self._forget(MadeKey, name)
         await self._revoke(self.authority.revoke_user, name)
         await self._forget_limits(quota.account("user", name))
         await events.record(self.store, context, "user.delete", target=name)
@@ -280,9 +300,26 @@ class Accounts:
         with contextlib.suppress(exception.NotFound):  # somebody else was faster
             await tx.commit()
 
+    async def mark_untold(self, user: User) -> None:
+        """Nobody was told the user's access key."""
+        await self._put(UntoldKey(user.id, access=user.access), {"access": user.access})
+
+    async def _date_key(self, user: User) -> None:
+        now = time.time()
+        await self._put(MadeKey(user.id, access=user.access, made=now), {"access": user.access, "made": now})
+
+    async def _put(self, made: Record, values: dict[str, Any]) -> None:
+        try:
+            await self.store.create(made)
+        except exception.Exists:
+            await self.store.modify(type(made), made.id, lambda _: values)
+
     async def _tell_key(self, name: str) -> None:
         """The user's access key is told to somebody from now on."""
-        mark = await self.store.get(UntoldKey, name)
-        if mark is not None:
+        await self._forget(UntoldKey, name)
+
+    async def _forget(self, kind: type[Record], name: str) -> None:
+        found = await self.store.get(kind, name)
+        if found is not None:
             with contextlib.suppress(exception.NotFound, exception.Conflict):
-                await self.store.delete(mark)
+                await self.store.delete(found)
