@@ -21,13 +21,14 @@ class Gate:
         self._lockout, self._replays = Lockout(store), Replays(store)
 
     async def verify(self, claim: Claim, secret: str, payload_sha256: str, now: datetime, repeatable: bool,
-                     call: Verify | None = None) -> None:
+                     call: Verify | None = None, user: str = "", where: str = "") -> None:
         """Return if a request may go on.
 
         :param claim: names an access key that somebody has, and `secret` is its secret
         :param payload_sha256: as :func:`nova.auth.signer.verify` wants it
         :param repeatable: the request may come any number of times
         :param call: calls a function that takes a while; None where it takes none
+        :param user: whose the access key is, and `where` the address that the request came from: for the audit stream
         :raises LockedOut, ReplayedRequest: (kinds of AuthFailure)
         :raises exception.SignatureDoesNotMatch:
         :raises exception.RequestExpired, S3Error: as :func:`nova.auth.signer.verify`
@@ -39,7 +40,7 @@ class Gate:
             else:
                 await call(signer.verify, claim, secret, payload_sha256, now)
         except exception.SignatureDoesNotMatch:
-            await self._lockout.failed(claim.access_key)
+            await self._lockout.failed(claim.access_key, user, claim.project or "", where)
             raise
         if not repeatable:
             await self._replays.check(claim, now)

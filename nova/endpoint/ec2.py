@@ -116,7 +116,7 @@ class Endpoint:
         answer.service = registry.model
         if not action:
             raise exception.MissingAction()
-        identity = await self._identify(request, registry, action, params, digest, large)
+        identity = await self._identify(request, registry, action, params, digest, large, remote_address)
         answer.user_id, answer.project_id = identity.user_id, identity.project_id
         if registry.model.operation(action) is not None:
             answer.action = action
@@ -126,7 +126,7 @@ class Endpoint:
         return operation.write(result, request_id, version)
 
     async def _identify(self, request: SignedRequest, registry: Registry, action: str, params: Params, digest: str,
-                        large: bool) -> Identity:
+                        large: bool, remote_address: str) -> Identity:
         claim = read_ec2(request, params)
         if claim is None:
             raise exception.AuthFailure()
@@ -135,7 +135,7 @@ class Endpoint:
         repeatable = replay.is_repeatable_action(
             action, operation is not None and operation.takes("ClientToken"), params)
         await self._gate.verify(claim, identity.secret, digest, self._clock(), repeatable,
-                                _in_thread if large else None)
+                                _in_thread if large else None, identity.user_id, remote_address)
         return identity
 
 
