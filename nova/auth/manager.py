@@ -19,7 +19,7 @@ from nova.auth.directory import (
 from nova.auth.fakeldap import FakeLdap
 from nova.auth.filters import ANY, Equal, Filter
 from nova.auth.memo import Identity, Memo
-from nova.auth.models import KeyPair, Project, User
+from nova.auth.models import KeyPair, Project, PublishedKey, User
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_float
 from nova.service import Service
@@ -344,9 +344,17 @@ class AuthManager(Service):
         except exception.Exists:
             return
 
-    async def withdraw_key_pair(self, pair: KeyPair) -> None:
+    async def withdraw_key_pair(self, pair: KeyPair | PublishedKey) -> None:
         """Take a key pair's public half out of the directory; nothing changes if it is not there."""
         await self._delete(tree.key_dn(pair.user_id, pair.key_pair_id))
+
+    async def published_keys(self) -> tuple[set[str], set[PublishedKey]]:
+        """The ids of all users, and all public halves that the directory has."""
+        kinds = Equal("objectClass", "novaUser") | Equal("objectClass", "novaKeyPair")
+        entries = await self._directory.search(FLAGS.ldap_user_subtree, Scope.SUBTREE, kinds,
+                                               ["objectClass", "uid", "cn"])
+        return ({entry.value("uid") for entry in entries if not tree.is_key(entry)},
+                {tree.read_key(entry) for entry in entries if tree.is_key(entry)})
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

@@ -46,3 +46,11 @@ class KeyPair(Record):
     key_type: str
     created: float
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedKey:
+    """A copy of a key pair's public half in the directory: whose it is, and the key pair's KeyPairId."""
+
+    user_id: str
+    key_pair_id: str

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from nova import exception
 from nova.auth.directory import Entry, child, split_dn
-from nova.auth.models import KeyPair, Project, User
+from nova.auth.models import KeyPair, Project, PublishedKey, User
 from nova.flags import FLAGS, DEFINE_string
 
 DEFINE_string("ldap_user_subtree", "ou=Users,dc=nova", "DN of the directory's entry below which the users are")
@@ -67,6 +67,16 @@ def role_dn(role: str, project: str | None) -> str:
 def key_dn(user: str, key_pair_id: str) -> str:
     """Where a key pair's public half is."""
     return child(user_dn(user), "cn", key_pair_id)
+
+
+def is_key(entry: Entry) -> bool:
+    """Whether an entry has the public half of a key pair, and is not a user."""
+    return "novaKeyPair" in entry.values("objectClass")
+
+
+def read_key(entry: Entry) -> PublishedKey:
+    """Whose key pair an entry has the public half of."""
+    return PublishedKey(split_dn(entry.dn)[1][1], entry.value("cn"))
 
 
 def name_of(dn: str) -> str:

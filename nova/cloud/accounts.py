@@ -19,6 +19,7 @@ from nova.auth.lockout import Lockout
 from nova.auth.manager import AuthManager
 from nova.auth.models import Project, User
 from nova.cloud import locks, scrub
+from nova.cloud.public_keys import PublicKeys
 from nova.context import Context
 from nova.crypto import Authority
 from nova.datastore import Record, Store, record
@@ -85,7 +86,7 @@ class Accounts:
     @property
     def scrubber(self) -> scrub.Scrubber:
         """What removes what users and projects own."""
-        return scrub.Scrubber(self.store, self.bus, self.scrub_timeout)
+        return scrub.Scrubber(self.store, self.bus, PublicKeys(self.store, self.auth), self.scrub_timeout)
 
     # -- users -------------------------------------------------------------------------------------------------------
 
