@@ -170,7 +170,7 @@ class Accounts:
             raise exception.DependencyViolation(what=f"The user {name}", owned=scrub.describe(owned))
         if owned:
             await locks.check_all(self.store, owned.get("instances", ()))
-            await self.auth.lock_user(name)  # so that nothing is added while it is removed
+            await self.lock_user(context, name)  # so that nothing is added while it is removed
             for project in await self.auth.projects():
                 await self._scrub(context, project.id, name)
         await self.auth.delete_user(name)
@@ -254,14 +254,16 @@ class Accounts:
     @_client_errors
     async def credentials(self, context: Context | None, project: str, user: str) -> bytes:
         """The zip archive with which a member works in a project; :raises exception.InvalidParameterValue: no member"""
-        found = await self.auth.project(project)
-        who = await self.auth.user(user)
-        if user not in found.members:
-            raise exception.InvalidParameterValue(f"{user} is no member of the project {project}")
-        await self._tell_key(user)
-        archive = await credentials.zip(who, project, self.authority)
+        archive = await credentials.zip(await self._member(project, user), project, self.authority)
         await events.record(self.store, context, "project.zip", target=project, user=user)
         return archive
+
+    @_client_errors
+    async def environment(self, context: Context | None, project: str, user: str, directory: str) -> str:
+        """Write the same files into a directory of this host; the path of novarc."""
+        path = await credentials.write(await self._member(project, user), project, self.authority, directory)
+        await events.record(self.store, context, "project.environment", target=project, user=user)
+        return path
 
     # -- roles -------------------------------------------------------------------------------------------------------
 
@@ -283,6 +285,15 @@ class Accounts:
         return await self.auth.roles_of(user, project)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    async def _member(self, project: str, user: str) -> User:
+        """A member who is going to be told the access key; :raises exception.InvalidParameterValue: no member"""
+        found = await self.auth.project(project)
+        who = await self.auth.user(user)
+        if user not in found.members:
+            raise exception.InvalidParameterValue(f"{user} is no member of the project {project}")
+        await self._tell_key(user)
+        return who
 
     async def _scrub(self, context: Context | None, project: str, user: str | None = None) -> scrub.Owned:
         removed = await self.scrubber.scrub(context or Context("operator", project), project, user)
