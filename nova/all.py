@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from nova import daemons, embedded, exception, flags, service
+from nova import daemons, embedded, events, exception, flags, service
 from nova.auth import credentials
 from nova.auth.manager import AuthManager
 from nova.datastore import Store
@@ -58,6 +58,7 @@ class FirstStart(Service):
             self._console.say("made the cloud's certificate authority")
         auth = AuthManager(self._store)
         if await auth.bootstrap(ADMIN, "the cloud's administrators"):
+            await events.record(self._store, None, "cloud.bootstrap", target=ADMIN)
             self._console.say(f"made the user {ADMIN}")
         await auth.stop()
         if FLAGS.compute_driver == "fake":

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from nova import daemons, exception, flags
+from nova.context import new_request_id, request_id_var
 from nova.flags import FLAGS
 from nova.manage import cloud, hosts, projects, resources, roles, tools, users
 from nova.manage.command import FAILED, OK, UNREACHABLE, WRONG, Command, Refused, Session
@@ -98,6 +99,7 @@ def _embedded_url() -> str:
 
 async def _run(arguments: argparse.Namespace) -> int:
     command: Command = arguments.command
+    request_id_var.set(new_request_id())
     url = FLAGS.redis_url or ("unix:///" if command.offline else _embedded_url())
     store = daemons.open_store(url)
     session = Session(store, arguments.json, arguments.yes)

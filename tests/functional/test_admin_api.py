@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import boto3
@@ -326,6 +327,27 @@ def test_a_user_made_by_iam_works_with_the_key_made_by_iam(api, admin):
     admin.delete_project("i-web")
     iam.delete_user(UserName="i-ann")
     assert outcome(lambda: iam.get_user(UserName="i-ann")) == "NoSuchEntity"
+
+
+def test_iam_says_when_users_and_keys_were_made(api):
+    iam, before = api.boto("iam"), int(time.time())
+
+    def is_now(moment: datetime) -> bool:
+        return before <= moment.timestamp() <= time.time() + 1
+    made = iam.create_user(UserName="i-dated")["User"]
+    assert made.keys() == {"Path", "UserName", "UserId", "Arn", "CreateDate"} and is_now(made["CreateDate"])
+    assert iam.get_user(UserName="i-dated")["User"] == made
+    assert made in iam.list_users()["Users"]
+    first = iam.create_access_key(UserName="i-dated")["AccessKey"]
+    assert first.keys() == {"UserName", "AccessKeyId", "Status", "SecretAccessKey", "CreateDate"}
+    assert is_now(first["CreateDate"])
+    [listed] = iam.list_access_keys(UserName="i-dated")["AccessKeyMetadata"]
+    assert listed == {name: first[name] for name in ("UserName", "AccessKeyId", "Status", "CreateDate")}
+    wait_until(lambda: time.time() > first["CreateDate"].timestamp() + 1, 10, "another second")
+    iam.delete_access_key(UserName="i-dated", AccessKeyId=first["AccessKeyId"])
+    second = iam.create_access_key(UserName="i-dated")["AccessKey"]
+    assert second["CreateDate"] > first["CreateDate"], "a new key is as old as the one before"
+    assert iam.get_user(UserName="i-dated")["User"]["CreateDate"] == made["CreateDate"]
 
 
 def test_iam_refuses_as_iam_does(api):

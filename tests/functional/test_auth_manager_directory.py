@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -78,6 +79,16 @@ async def test_a_user_and_a_project(auth: AuthManager) -> None:
     assert await auth.project("web") == web.__class__("web", "ann", ["ann", "bob"], "the web shop, ünicode")
     assert [p.id for p in await auth.projects()] == ["web"] == [p.id for p in await auth.projects("bob")]
     assert await auth.projects("carl") == []
+
+
+async def test_when_a_user_was_made(auth: AuthManager) -> None:
+    before = int(time.time())
+    ann = await auth.create_user("ann")
+    assert before <= ann.created <= time.time()
+    await auth.rotate("ann")
+    await auth.lock_user("ann")
+    assert (await auth.user("ann")).created == ann.created
+    assert [user.created for user in await auth.users()] == [ann.created]
 
 
 async def test_an_identity(auth: AuthManager) -> None:

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from nova import crypto, exception
-from nova.auth import rbac
+from nova.auth import rbac, tree
+from nova.auth.fakeldap import FakeLdap
+from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair
 from nova.cloud import action
 from nova.cloud.images import Images
 from nova.cloud.instances import Instances
 from nova.cloud.keypairs import KeyPairs
+from nova.cloud.public_keys import PublicKeys
 from nova.cloud.regions import Regions
 from nova.compute import models as compute_models
 from nova.compute.manager import ComputeManager
@@ -77,9 +80,10 @@ class Cloud:
         self.compute = ComputeManager(store, self.bus, self.driver, cache)
         self.beats = [Heartbeat(store, "objectstore"), Heartbeat(store, "network"),
                       Heartbeat(store, "compute", self.compute.facts)]
+        auth = AuthManager(store, FakeLdap(store, tree.roots(), str(directory / "directory.key")))
         self.registry = action.Registry.collect([
-            KeyPairs(store=store), Images(store=store, bus=self.bus), Instances(store=store, bus=self.bus),
-            Regions(store=store)])
+            KeyPairs(store=store, public_keys=PublicKeys(store, auth)), Images(store=store, bus=self.bus),
+            Instances(store=store, bus=self.bus), Regions(store=store)])
 
     async def start(self) -> None:
         self.bus.start()

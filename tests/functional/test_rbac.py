@@ -26,6 +26,7 @@ from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair, User
 from nova.cloud import action, admin, iam, images, instances, keypairs, regions
 from nova.cloud.accounts import Accounts, UntoldKey
+from nova.cloud.public_keys import PublicKeys
 from nova.compute import models as compute
 from nova.compute.models import Instance
 from nova.crypto import Authority, ca_path
@@ -123,10 +124,10 @@ async def rig_fixture(redis_server: RedisServer, tmp_path_factory: pytest.TempPa
         return {"memory_mb": 1 << 40, "vcpus": 1 << 30, "disk_gb": 1 << 30}
     bus.serve("compute", {"look_at_instance": nothing, "console_output": console})
     bus.serve("objectstore", {"ingest_image": nothing, "look_at_image": nothing})
+    auth, authority = AuthManager(store), Authority(ca_path())
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
-    auth, authority = AuthManager(store), Authority(ca_path())
+        keypairs.KeyPairs(store=store, public_keys=PublicKeys(store, auth)), regions.Regions(store=store)])
     await process.wait(process.in_thread(authority.ensure))
     everybody = Accounts(store, bus, auth, authority)
     others = {rbac.ADMIN: action.Registry.collect([admin.Admin(store=store, accounts=everybody)], model.admin()),
