@@ -6,6 +6,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -42,6 +43,7 @@ from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat
 from nova.wire import model
+from tests import slapd
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,7 +106,20 @@ def rows(service: str) -> set[str]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", name="rig")
-async def rig_fixture(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def rig_fixture(request: pytest.FixtureRequest, redis_server: RedisServer,
+                      tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    with contextlib.ExitStack() as until_end:
+        if slapd.chosen() == slapd.LDAP:
+            server = request.getfixturevalue("slapd")
+            until_end.enter_context(server.used())
+            directory = server.client()
+            await slapd.empty(directory)
+            await directory.stop()
+        async for rig in make_rig(redis_server, tmp_path_factory):
+            yield rig
+
+
+async def make_rig(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     before = {name: FLAGS[name].value for name in ("state_path", "ca_path", "user_instances", "project_instances")}
     FLAGS.state_path = str(tmp_path_factory.mktemp("rbac"))
     FLAGS.ca_path = ""
