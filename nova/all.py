@@ -11,9 +11,10 @@ import os
 import sys
 import time
 
-from nova import daemons, embedded, exception, flags, service
+from nova import daemons, datastore, embedded, exception, flags, service
 from nova.auth import credentials
 from nova.auth.manager import AuthManager
+from nova.auth.models import KeyPair
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_boolean
 from nova.image import starter
@@ -189,7 +190,10 @@ async def _clean(console: Console) -> int:
             await networks.stop()
             console.say("removed the networks")
         if there("redis"):
-            await embedded.RedisServer().stop()
+            redis = embedded.RedisServer()
+            if FLAGS.ldap_driver == "ldap":
+                await _withdraw_key_pairs(redis, console)
+            await redis.stop()
     except exception.NovaError as error:
         flags.die(f"nova-all: cannot clean up: {error}")
     embedded.remove_files([os.path.join(FLAGS.state_path, name) for name in _STATE])
@@ -199,6 +203,27 @@ async def _clean(console: Console) -> int:
         console.say(f"left {FLAGS.state_path}: there is something in it that is not Nova's")
     console.say("cleaned up")
     return 0
+
+
+async def _withdraw_key_pairs(redis: embedded.RedisServer, console: Console) -> None:
+    """Take what only this cloud's records are about out of an LDAP server, which may serve others: key pairs.
+
+    Users, projects and roles stay.  What cannot be reached does not keep the cloud from being removed.
+    """
+    store = datastore.open_store(redis.url)
+    try:
+        await redis.start()
+        auth = AuthManager(store)
+        pairs = await store.all(KeyPair)
+        for pair in pairs:
+            await auth.withdraw_key_pair(pair)
+        await auth.stop()
+        console.say(f"took {len(pairs)} key pairs out of {FLAGS.ldap_url}; users, projects and roles stay there "
+                    f"(slap.sh --purge removes them)")
+    except exception.NovaError as error:
+        console.say(f"left {FLAGS.ldap_url} as it is: {error}")
+    finally:
+        await store.close()
 
 
 async def _remove_guests() -> None:

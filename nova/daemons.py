@@ -170,14 +170,14 @@ class PortFlag(Service):
 
 def api(store: Store, bus: Bus) -> list[Service]:
     """nova-api: the EC2 endpoint with the APIs beside it, and the metadata service."""
+    auth = AuthManager(store)
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
+        keypairs.KeyPairs(store=store, auth=auth), regions.Regions(store=store)])
 
     async def metadata() -> Service:
         secret = await image_models.fetch_secret(store)
         return PortFlag("metadata_port", MetadataService(guests.lookup(store), secret))
-    auth = AuthManager(store)
     server = ApiService(store, auth, registry, others=_administration(store, bus, auth))
     return [auth, PortFlag("ec2_port", server), Later("metadata service", metadata),
             Heartbeat(store, "api")]

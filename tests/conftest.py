@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_directories: runs on the embedded directory and on slapd, by the fixture "
-                            "`directory_driver`, which its cloud must use")
+                            "`directory_driver`, which its cloud or store uses")
     config.addinivalue_line("markers", "one_directory(driver, reason): is about one of the directories only")
     slapd.choose(config.getoption("directory"))
     if slapd.chosen() == slapd.LDAP and not slapd.IS_INSTALLED:
@@ -53,7 +53,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module")
 def directory_driver(request: pytest.FixtureRequest) -> str:
-    """The directory for the cloud of a test: the one that was chosen, or each for tests marked `both_directories`."""
+    """The directory for the cloud or the store of a test: the chosen one, or each for tests marked `both_directories`.
+    """
     return request.param
 
 
@@ -107,13 +108,15 @@ def slapd_fixture() -> Iterator[slapd.Slapd]:
 
 
 @pytest.fixture
-async def store(request: pytest.FixtureRequest, redis_server: RedisServer) -> AsyncIterator[datastore.Store]:
-    """An empty store on the private redis-server, with an empty directory: the embedded one's key is beside it."""
+async def store(request: pytest.FixtureRequest, directory_driver: str,
+                redis_server: RedisServer) -> AsyncIterator[datastore.Store]:
+    """An empty store on the private redis-server, and an empty directory, which the flags name: the embedded one's key
+    is beside the store."""
     FLAGS.ca_path = str(redis_server.directory / "ca")
     store = datastore.open_store(redis_server.url)
     await store.redis.flushall()
     with contextlib.ExitStack() as until_end:
-        if slapd.chosen() == slapd.LDAP:
+        if directory_driver == slapd.LDAP:
             server = request.getfixturevalue("slapd")
             until_end.enter_context(server.used())
             directory = server.client()

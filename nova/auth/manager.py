@@ -347,6 +347,12 @@ class AuthManager(Service):
         """Take a key pair's public half out of the directory; nothing changes if it is not there."""
         await self._delete(tree.key_dn(pair.user_id, pair.key_pair_id))
 
+    async def published_key_pairs(self) -> set[str]:
+        """The ``key_pair_id`` of all key pairs in the directory, of other clouds that use it, too."""
+        entries = await self._directory.search(FLAGS.ldap_user_subtree, Scope.SUBTREE,
+                                               Equal("objectClass", "novaKeyPair"), ["cn"])
+        return {entry.value("cn") for entry in entries}
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     async def _users(self, condition: Filter) -> list[User]:

@@ -75,7 +75,7 @@ class Accounts:
     @property
     def scrubber(self) -> scrub.Scrubber:
         """What removes what users and projects own."""
-        return scrub.Scrubber(self.store, self.bus, self.scrub_timeout)
+        return scrub.Scrubber(self.store, self.bus, self.auth, self.scrub_timeout)
 
     # -- users -------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,17 @@
-"""Key pairs: made here or brought along; only the public half is kept."""
+"""Key pairs: made here or brought along; only the public half is kept, in a record and, for others, in the directory.
 
+The entry in the directory is made after the record and removed before it; ``nova-manage cloud verify`` finds a record
+that lacks one.
+"""
+
+import contextlib
 import secrets
 import time
 from typing import Any
 
 from nova import crypto, exception
 from nova.auth import rbac
+from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair
 from nova.cloud import tags
 from nova.cloud.action import Controller, action, listing
@@ -17,6 +23,7 @@ class KeyPairs(Controller):
     """The key pairs of a project."""
 
     store: Store
+    auth: AuthManager
 
     @action("CreateKeyPair")
     async def create_key_pair(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +71,7 @@ class KeyPairs(Controller):
             if pair.name == name or (pair_id and pair.key_pair_id == pair_id):
                 rbac.check(context, "DeleteKeyPair", pair.user_id, pair.project_id,
                            exception.InvalidKeyPairNotFound(id=pair.name))
+                await self.auth.withdraw_key_pair(pair)
                 try:
                     await self.store.delete(pair)
                 except exception.NotFound:
@@ -86,9 +94,18 @@ class KeyPairs(Controller):
                        key_pair_id=f"key-{secrets.token_hex(8)}0", public_key=public_key, fingerprint=fingerprint,
                        key_type=kind, created=time.time(), tags=tags.at_creation(params, "key-pair"))
         try:
-            return await self.store.create(pair)
+            made = await self.store.create(pair)
         except exception.Exists:
             raise exception.InvalidKeyPairDuplicate(name=name) from None
+        try:
+            await self.auth.publish_key_pair(made)
+        except exception.NovaError as error:  # nobody is told the private half, so that nothing may be left of it
+            with contextlib.suppress(exception.NotFound):  # somebody else deleted it just now
+                await self.store.delete(made)
+            if isinstance(error, exception.NotFound):
+                raise exception.AuthFailure() from error  # the user was removed just now
+            raise
+        return made
 
 
 def _id(context: Context, name: str) -> str:

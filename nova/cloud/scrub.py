@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nova import exception
+from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair
 from nova.cloud import locks
 from nova.cloud.images import Images
@@ -45,6 +46,7 @@ class Scrubber:
 
     store: Store
     bus: Bus
+    auth: AuthManager
     timeout: float = TIMEOUT
 
     async def owned(self, project: str, user: str | None = None) -> Owned:
@@ -97,7 +99,7 @@ class Scrubber:
 
     async def delete_key_pairs(self, context: Context, names: Sequence[str]) -> None:
         """Forget key pairs."""
-        key_pairs = KeyPairs(store=self.store)
+        key_pairs = KeyPairs(store=self.store, auth=self.auth)
         for name in names:
             await key_pairs.delete_key_pair(context, {"KeyName": name})
 

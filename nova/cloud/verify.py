@@ -17,6 +17,7 @@ from typing import TypeVar
 from nova import datastore, exception
 from nova.auth import quota
 from nova.auth.manager import AuthManager
+from nova.auth.models import KeyPair
 from nova.compute.models import Instance, claims, claims_key
 from nova.compute.models import holdings as compute_holdings
 from nova.datastore import PREFIX, Pool, Record, Store
@@ -97,7 +98,8 @@ async def _all(store: Store, auth: AuthManager) -> list[Difference]:
     found = [difference async for difference in _indexes(store, keys)]
     indexes_agree = not found
     for check in (_buckets(store, buckets), _allotments(store, networks), _addresses(store, networks, instances),
-                  _claims(store, instances, keys), _owners(auth, instances, images, buckets)):
+                  _claims(store, instances, keys), _owners(auth, instances, images, buckets),
+                  _published(auth, await _records(store, KeyPair, keys))):
         found += [difference async for difference in check]
     if indexes_agree:  # what counts towards limits is found by the indexes
         found += [difference async for difference in _limits(store)]
@@ -303,3 +305,12 @@ async def _owners(auth: AuthManager, instances: list[Instance], images: list[Ima
         if record.project_id not in projects:
             yield Difference("owner", f"{type(record).__name__.lower()} {record.id}",
                              f"its project {record.project_id} does not exist")
+
+
+async def _published(auth: AuthManager, pairs: list[KeyPair]) -> AsyncIterator[Difference]:
+    """Key pairs without an entry; entries without one may be those of another cloud that uses the directory."""
+    there = await auth.published_key_pairs()
+    for pair in pairs:
+        if pair.key_pair_id not in there:
+            yield Difference("key pair", pair.id, "its public half is not in the directory",
+                             functools.partial(auth.publish_key_pair, pair))

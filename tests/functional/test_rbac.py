@@ -106,10 +106,10 @@ def rows(service: str) -> set[str]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", name="rig")
-async def rig_fixture(request: pytest.FixtureRequest, redis_server: RedisServer,
+async def rig_fixture(request: pytest.FixtureRequest, directory_driver: str, redis_server: RedisServer,
                       tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     with contextlib.ExitStack() as until_end:
-        if slapd.chosen() == slapd.LDAP:
+        if directory_driver == slapd.LDAP:
             server = request.getfixturevalue("slapd")
             until_end.enter_context(server.used())
             directory = server.client()
@@ -138,10 +138,10 @@ async def make_rig(redis_server: RedisServer, tmp_path_factory: pytest.TempPathF
         return {"memory_mb": 1 << 40, "vcpus": 1 << 30, "disk_gb": 1 << 30}
     bus.serve("compute", {"look_at_instance": nothing, "console_output": console})
     bus.serve("objectstore", {"ingest_image": nothing, "look_at_image": nothing})
+    auth, authority = AuthManager(store), Authority(ca_path())
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
-    auth, authority = AuthManager(store), Authority(ca_path())
+        keypairs.KeyPairs(store=store, auth=auth), regions.Regions(store=store)])
     await process.wait(process.in_thread(authority.ensure))
     everybody = Accounts(store, bus, auth, authority)
     others = {rbac.ADMIN: action.Registry.collect([admin.Admin(store=store, accounts=everybody)], model.admin()),
@@ -687,6 +687,7 @@ async def test_action(rig: Rig, service: str, name: str) -> None:
     await walk(rig, service, name)
 
 
+@pytest.mark.both_directories
 async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig) -> None:
     bob = (await new_user(rig, *OWNERS["colleague"])).id
     for subject, roles in SUBJECTS.items():
@@ -695,6 +696,7 @@ async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig
             assert ("SecretKey" in told) == (rbac.CLOUDADMIN in roles), subject
 
 
+@pytest.mark.both_directories
 async def test_what_is_mixed_is_not_done_at_all(rig: Rig) -> None:
     """One instance among others that must not be touched: none of them is."""
     own, bobs, eves = [await new_instance(rig, *OWNERS[o]) for o in ("own", "colleague", "other")]
