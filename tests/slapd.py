@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nova.auth import tree
+from nova.auth import manager, tree  # noqa: F401 (manager has a flag that slap.sh prints)
 from nova.auth.directory import Directory, Scope, split_dn
 from nova.auth.ldapdriver import LdapDirectory
 from nova.flags import FLAGS
