@@ -27,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_directories: runs on the embedded directory and on slapd, by the fixture "
                             "`directory_driver`, which its cloud or store uses")
-    config.addinivalue_line("markers", "one_directory(driver, reason): is about one of the directories only")
+    config.addinivalue_line("markers", "embedded_directory(reason): is about the embedded directory only, and does not "
+                            "run with --directory=ldap")
     slapd.choose(config.getoption("directory"))
     if slapd.chosen() == slapd.LDAP and not slapd.IS_INSTALLED:
         raise pytest.UsageError("--directory=ldap needs slapd: apt-get install slapd ldap-utils")
@@ -45,10 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is about the other directory."""
-    mark = item.get_closest_marker("one_directory")
-    if mark and mark.kwargs["driver"] != slapd.chosen():
-        pytest.skip(f"about --directory={mark.kwargs['driver']}: {mark.kwargs['reason']}")
+    """Skip what is about the embedded directory where it is not the one to test."""
+    mark = item.get_closest_marker("embedded_directory")
+    if mark and slapd.chosen() != slapd.FAKE:
+        pytest.skip(f"about the embedded directory: {mark.args[0]}")
 
 
 @pytest.fixture(scope="module")

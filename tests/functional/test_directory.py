@@ -337,6 +337,7 @@ async def test_a_raw_name_that_names_by_several_attributes_is_refused(directory:
 
 # -- the fake's own ---------------------------------------------------------------------------------------------------
 
+@pytest.mark.embedded_directory("what it keeps in Redis")
 async def test_no_secret_is_in_redis(store: Store, tmp_path: Path) -> None:
     directory = FakeLdap(store, (USERS, ROLES), str(tmp_path / "key"))
     dn = await add_user(directory, "ann", secretKey="verysecret")
@@ -355,6 +356,7 @@ async def test_no_secret_is_in_redis(store: Store, tmp_path: Path) -> None:
     assert (await only(directory, dn, "secretKey")).value("secretKey") == "verysecret"
 
 
+@pytest.mark.embedded_directory("the key that encrypts it")
 async def test_another_key_is_noticed_at_the_start(store: Store, tmp_path: Path) -> None:
     await FakeLdap(store, (USERS,), str(tmp_path / "key")).start()
     with pytest.raises(exception.NovaError, match="another key"):
@@ -364,6 +366,7 @@ async def test_another_key_is_noticed_at_the_start(store: Store, tmp_path: Path)
         await FakeLdap(store, (USERS,), str(tmp_path / "broken")).start()
 
 
+@pytest.mark.embedded_directory("it goes away with Redis")
 async def test_redis_away_is_unavailable(tmp_path: Path) -> None:
     store = open_store("redis://127.0.0.1:1/0")
     with pytest.raises(exception.Unavailable):
