@@ -39,9 +39,9 @@ class Two:
 
 
 @pytest.fixture(scope="module")
-def the_cloud(directory_driver: str) -> Iterator[Cloud]:
+def the_cloud() -> Iterator[Cloud]:
     """A cloud of records."""
-    with cloud("--compute_driver=fake", "--converge_interval=2", directory=directory_driver) as made:
+    with cloud("--compute_driver=fake", "--converge_interval=2") as made:
         made.start()
         assert made.machine_image
         yield made
@@ -146,7 +146,6 @@ def test_lists_show_nothing_of_others(two: Two) -> None:
     assert "mine-alone" not in [b["Name"] for b in two.s3.list_buckets()["Buckets"]]
 
 
-@pytest.mark.both_directories
 def test_key_pairs_have_their_own_names_in_each_project(two: Two) -> None:
     """The same name is free here, and deleting it takes nothing from the other project."""
     theirs = two.cloud.ec2.describe_key_pairs(KeyNames=["mine"])["KeyPairs"][0]["KeyFingerprint"]
@@ -213,7 +212,6 @@ def test_bucket_name_of_others_is_taken(two: Two) -> None:
     assert outcome(lambda: two.s3.create_bucket(Bucket="mine-alone")) == "BucketAlreadyExists"
 
 
-@pytest.mark.both_directories
 @pytest.mark.parametrize("project", ["foreign", "admin", "no-such-project"])
 def test_no_member(two: Two, project: str) -> None:
     """A project that one is no member of, and one that does not exist: the same answer."""
@@ -224,7 +222,6 @@ def test_no_member(two: Two, project: str) -> None:
     assert status == 403 and code in ("InvalidAccessKeyId", "AccessDenied", "SignatureDoesNotMatch")
 
 
-@pytest.mark.both_directories
 def test_wrong_secret(two: Two) -> None:
     answer = outcome(two.client("ec2", "strange", secret="wrong").describe_instances)
     assert answer in ("AuthFailure", "SignatureDoesNotMatch")
