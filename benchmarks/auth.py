@@ -100,7 +100,8 @@ async def endpoint() -> AsyncIterator[tuple[ApiService, datastore.Store, str, st
             for n in range(KEY_PAIRS):
                 await store.create(KeyPair(f"proj:key{n}", "proj", "ann", f"key{n}", f"key-{n:017x}",
                                            "ssh-ed25519 AAAA", "fingerprint", "ed25519", time.time()))
-            registry = action.Registry.collect([regions.Regions(store=store), keypairs.KeyPairs(store=store)])
+            registry = action.Registry.collect([regions.Regions(store=store),
+                                                keypairs.KeyPairs(store=store, auth=auth)])
             service = ApiService(store, auth, registry, port=0, address="127.0.0.1")
             await service.start()
             try:

@@ -22,9 +22,6 @@ DEBIAN_PYTHON = "/usr/bin/python3"
 AWS = shutil.which("aws", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "aws"
 
 
-pytestmark = pytest.mark.both_directories
-
-
 @pytest.fixture
 async def unzipped(either_cloud: Cloud, tmp_path: Path) -> Path:
     """The administrator's zip, unpacked."""
@@ -58,6 +55,7 @@ def test_aws_works_where_novarc_was_sourced(unzipped: Path, tmp_path: Path, shel
     assert "REGIONS" in said and "starter" in said
 
 
+@pytest.mark.both_directories
 def test_aws_works_with_the_profile(unzipped: Path, tmp_path: Path) -> None:
     environment = {**clean_environment(tmp_path), "AWS_CONFIG_FILE": str(unzipped / "aws/config"),
                    "AWS_SHARED_CREDENTIALS_FILE": str(unzipped / "aws/credentials")}
@@ -83,6 +81,7 @@ print(s3.get_bucket("by-boto").get_key("a key").get_contents_as_string())
 """
 
 
+@pytest.mark.both_directories
 def test_boto_2_works_with_boto_cfg(either_cloud: Cloud, unzipped: Path, tmp_path: Path) -> None:
     if subprocess.run([DEBIAN_PYTHON, "-c", "import boto"], capture_output=True).returncode != 0:
         pytest.skip("no boto 2 here")
@@ -92,6 +91,7 @@ def test_boto_2_works_with_boto_cfg(either_cloud: Cloud, unzipped: Path, tmp_pat
     assert "['nova']" in said and "by boto" in said
 
 
+@pytest.mark.both_directories
 @pytest.mark.parametrize("version", [[], ["--signature-v2"]], ids=["signature v4", "signature v2"])
 def test_s3cmd_works_with_s3cfg(unzipped: Path, tmp_path: Path, version: list[str]) -> None:
     if shutil.which("s3cmd") is None:
