@@ -94,7 +94,7 @@ class Ready(Service):
             await auth.stop()
         await credentials.write(user, ADMIN, daemons.authority(), FLAGS.state_path)
         facts = {"ec2_port": FLAGS.ec2_port, "s3_port": FLAGS.s3_port, "metadata_port": FLAGS.metadata_port,
-                 "pid": os.getpid()}
+                 "ldap_driver": FLAGS.ldap_driver, "pid": os.getpid()}
         with open(self._path + ".new", "w") as file:
             json.dump(facts, file)
         os.rename(self._path + ".new", self._path)

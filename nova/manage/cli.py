@@ -83,6 +83,7 @@ def _embedded_url() -> str:
     """The Redis of the nova-all in --state_path; its ports become the flags' values.
 
     :raises exception.Unavailable: there is none
+    :raises exception.NovaError: it keeps its users in another directory than the flags say
     """
     socket = os.path.join(FLAGS.state_path, "redis", "redis.sock")
     ready = os.path.join(FLAGS.state_path, "ready.json")
@@ -90,9 +91,13 @@ def _embedded_url() -> str:
         raise exception.Unavailable(
             f"no cloud runs in --state_path={FLAGS.state_path}; start it, or give --redis_url")
     with open(ready) as file:
-        for name, value in json.load(file).items():
-            if name.endswith("_port"):
-                FLAGS[name].value = value
+        facts = json.load(file)
+    if facts["ldap_driver"] != FLAGS.ldap_driver:
+        raise exception.NovaError(f"the cloud was started with --ldap_driver={facts['ldap_driver']}; give the flags that "
+                                  f"it was started with, or --flagfile")
+    for name, value in facts.items():
+        if name.endswith("_port"):
+            FLAGS[name].value = value
     return f"unix://{socket}"
 
 

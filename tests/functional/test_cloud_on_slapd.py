@@ -1,5 +1,7 @@
 """What a start, another start and the removal of a cloud mean for an LDAP server, which is no part of the cloud."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +10,7 @@ from nova.auth import tree
 from nova.auth.directory import Scope
 from tests.conftest import wait_until
 from tests.functional.cloud import Cloud, cloud
-from tests.slapd import FAKE, LDAP, Slapd, needs_slapd
+from tests.slapd import FAKE, LDAP, ROOT, Slapd, needs_slapd
 
 pytestmark = needs_slapd
 
@@ -54,6 +56,9 @@ async def test_clean_takes_away_what_is_this_clouds_alone(up: Cloud) -> None:
 def test_another_directory_is_refused_and_one_that_is_away_holds_nobody_up(up: Cloud) -> None:
     assert up.slapd is not None
     up.ec2.create_key_pair(KeyName="mine")
+    asked = subprocess.run([sys.executable, str(ROOT / "bin/nova-manage"), f"--state_path={up.state}", "user", "list"],
+                           cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 1 and "the cloud was started with --ldap_driver=ldap" in asked.stderr
     assert up.stop() == 0
     refused = up.run(f"--ldap_driver={FAKE}")
     assert refused.returncode == 1

@@ -117,7 +117,7 @@ def test_a_terminal_is_asked(manage):
     for answer, code in ((b"n\n", 2), (b"y\n", 0)):
         master, slave = pty.openpty()
         process = subprocess.Popen(manage.command("user", "delete", "u-asked"), stdin=slave, stdout=slave, stderr=slave,
-                                   env=environment_without_aws())
+                                   env=environment_without_aws(), cwd=manage.cloud.directory)
         os.write(master, answer)
         assert process.wait(30) == code
         os.close(master)
