@@ -92,9 +92,10 @@ def _embedded_url() -> str:
             f"no cloud runs in --state_path={FLAGS.state_path}; start it, or give --redis_url")
     with open(ready) as file:
         facts = json.load(file)
-    if facts["ldap_driver"] != FLAGS.ldap_driver:
-        raise exception.NovaError(f"the cloud was started with --ldap_driver={facts['ldap_driver']}; give the flags that "
-                                  f"it was started with, or --flagfile")
+    driver = facts.get("ldap_driver", FLAGS.ldap_driver)  # a cloud of an earlier Nova does not say
+    if driver != FLAGS.ldap_driver:
+        raise exception.NovaError(f"the cloud keeps its users with --ldap_driver={driver}: give the flags, or the "
+                                  f"--flagfile, that it was started with")
     for name, value in facts.items():
         if name.endswith("_port"):
             FLAGS[name].value = value

@@ -58,7 +58,7 @@ def test_another_directory_is_refused_and_one_that_is_away_holds_nobody_up(up: C
     up.ec2.create_key_pair(KeyName="mine")
     asked = subprocess.run([sys.executable, str(ROOT / "bin/nova-manage"), f"--state_path={up.state}", "user", "list"],
                            cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    assert asked.returncode == 1 and "the cloud was started with --ldap_driver=ldap" in asked.stderr
+    assert asked.returncode == 1 and "the cloud keeps its users with --ldap_driver=ldap" in asked.stderr
     assert up.stop() == 0
     refused = up.run(f"--ldap_driver={FAKE}")
     assert refused.returncode == 1
