@@ -1,6 +1,8 @@
 #!/bin/bash
 # Sets up what is missing and runs every test: ./run_tests.sh [ARGUMENT OF PYTEST...]
 #
+# --directory=ldap has every cloud keep its users in a slapd of its own; without it, only a part of the tests do.
+#
 # As root, the tests run in namespaces of their own (network, mounts, processes): bridges, rules, servers and guests that
 # they make are not seen outside and are gone with the last process.  Without root, only the tests that need no servers run.
 set -u

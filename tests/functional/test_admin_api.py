@@ -49,8 +49,9 @@ class Api:
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0") as made:
+def api(directory_driver: str) -> Iterator[Api]:
+    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0",
+               directory=directory_driver) as made:
         made.start()
         assert made.machine_image
         yield Api(made)
@@ -78,6 +79,7 @@ def member(api: Api, admin: AdminClient, name: str, project: str) -> AdminClient
 
 # -- the admin API ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.both_directories
 def test_users(api, admin):
     made = admin.create_user("ann")
     assert made.secret_key and not made.is_admin and not made.is_locked
@@ -93,6 +95,7 @@ def test_users(api, admin):
     refuses("InvalidUser.NotFound", admin.delete_user, "ann")
 
 
+@pytest.mark.both_directories
 def test_projects_and_members(admin):
     for name in ("p-ann", "p-bob", "p-eve"):
         admin.create_user(name)
@@ -113,6 +116,7 @@ def test_projects_and_members(admin):
     admin.delete_user("p-ann")
 
 
+@pytest.mark.both_directories
 def test_roles(admin):
     admin.create_user("r-ann")
     admin.create_project("r-web", "r-ann")
@@ -161,6 +165,7 @@ def test_what_owns_something_is_removed_only_with_scrub(api, admin):
     assert outcome(lambda: api.cloud.s3.head_bucket(Bucket="s-ann-bucket")) in ("404", "NoSuchBucket")
 
 
+@pytest.mark.both_directories
 def test_only_who_may(api, admin):
     manager = admin.create_user("w-boss")
     admin.create_project("w-web", "w-boss")
@@ -300,6 +305,7 @@ def test_every_action_of_the_model_is_offered(api):
 
 # -- IAM --------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.both_directories
 def test_a_user_made_by_iam_works_with_the_key_made_by_iam(api, admin):
     iam = api.boto("iam")
     made = iam.create_user(UserName="i-ann")["User"]
@@ -362,6 +368,7 @@ def test_iam_refuses_as_iam_does(api):
     assert outcome(iam.list_groups) == "UnsupportedOperation"
 
 
+@pytest.mark.both_directories
 def test_of_two_at_once_one_gets_the_key(api):
     api.boto("iam").create_user(UserName="i-race")
     clients = [api.boto("iam") for _ in range(4)]
@@ -380,6 +387,7 @@ def test_iam_lists_in_pages(api):
     assert iam.list_users(PathPrefix="/staff/")["Users"] == []
 
 
+@pytest.mark.both_directories
 def test_iam_is_for_administrators_but_for_oneself(api, admin):
     user = admin.create_user("i-self")
     admin.create_project("i-self", "i-self")

@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -20,21 +18,7 @@ from nova.auth.models import KeyPair
 from nova.datastore import Store, open_store
 from nova.flags import FLAGS
 from tests.conftest import RedisServer
-from tests.functional.ldap_server import Slapd
-from tests.functional.test_directory import _empty
-
-needs_slapd = pytest.mark.skipif(shutil.which("slapd", path=os.environ["PATH"] + ":/usr/sbin") is None,
-                                 reason="slapd is not installed")
-
-
-@pytest.fixture(scope="module")
-def slapd() -> Iterator[Slapd]:
-    server = Slapd()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
+from tests.slapd import empty, needs_slapd
 
 
 @pytest.fixture(params=["fake", pytest.param("slapd", marks=needs_slapd)])
@@ -45,7 +29,7 @@ async def directory(request: pytest.FixtureRequest, store: Store, tmp_path: Path
     else:
         made = request.getfixturevalue("slapd").client()
     await made.start()
-    await _empty(made)
+    await empty(made)
     yield made
     await made.stop()
 

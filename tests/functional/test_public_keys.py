@@ -20,9 +20,7 @@ from nova.cloud.public_keys import PublicKeys, PublicKeySweep
 from nova.context import Context
 from nova.datastore import Store
 from nova.flags import FLAGS
-from tests.functional.ldap_server import Slapd
-from tests.functional.test_auth_manager_directory import needs_slapd, slapd  # noqa: F401 (a fixture)
-from tests.functional.test_directory import _empty
+from tests.slapd import Slapd, empty, needs_slapd
 
 ANN = Context("ann", "web", frozenset({"member", "sysadmin"}))
 PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0uJXb2mJXYQnXl0F2cUYT4jBm2hHqqY9sYlXvJbF1d ann@home"
@@ -97,7 +95,7 @@ async def rig(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> A
         server = request.getfixturevalue("slapd")
         directory = server.client()
     await directory.start()
-    await _empty(directory)
+    await empty(directory)
     made = Rig(store, directory, server)
     await made.auth.create_user("ann")
     await made.auth.create_project("web", "ann")

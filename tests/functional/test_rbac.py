@@ -6,6 +6,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -43,6 +44,7 @@ from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat
 from nova.wire import model
+from tests import slapd
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -105,7 +107,20 @@ def rows(service: str) -> set[str]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", name="rig")
-async def rig_fixture(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def rig_fixture(request: pytest.FixtureRequest, directory_driver: str, redis_server: RedisServer,
+                      tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    with contextlib.ExitStack() as until_end:
+        if directory_driver == slapd.LDAP:
+            server = request.getfixturevalue("slapd")
+            until_end.enter_context(server.used())
+            directory = server.client()
+            await slapd.empty(directory)
+            await directory.stop()
+        async for rig in make_rig(redis_server, tmp_path_factory):
+            yield rig
+
+
+async def make_rig(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     before = {name: FLAGS[name].value for name in ("state_path", "ca_path", "user_instances", "project_instances")}
     FLAGS.state_path = str(tmp_path_factory.mktemp("rbac"))
     FLAGS.ca_path = ""
@@ -673,6 +688,7 @@ async def test_action(rig: Rig, service: str, name: str) -> None:
     await walk(rig, service, name)
 
 
+@pytest.mark.both_directories
 async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig) -> None:
     bob = (await new_user(rig, *OWNERS["colleague"])).id
     for subject, roles in SUBJECTS.items():
@@ -681,6 +697,7 @@ async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig
             assert ("SecretKey" in told) == (rbac.CLOUDADMIN in roles), subject
 
 
+@pytest.mark.both_directories
 async def test_what_is_mixed_is_not_done_at_all(rig: Rig) -> None:
     """One instance among others that must not be touched: none of them is."""
     own, bobs, eves = [await new_instance(rig, *OWNERS[o]) for o in ("own", "colleague", "other")]

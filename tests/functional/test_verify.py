@@ -1,10 +1,12 @@
 """What cloud verify finds in a real Redis, and what it repairs."""
 
 import dataclasses
+from collections.abc import AsyncIterator
 
 import pytest
 
 from nova.auth.manager import AuthManager
+from nova.auth.models import KeyPair
 from nova.cloud import verify
 from nova.compute.models import Instance
 from nova.datastore import Store
@@ -14,11 +16,12 @@ from nova.objectstore.models import Bucket
 
 
 @pytest.fixture
-async def auth(store: Store, tmp_path) -> AuthManager:
+async def auth(store: Store, tmp_path) -> AsyncIterator[AuthManager]:
     auth = AuthManager(store)
     await auth.create_user("ann")
     await auth.create_project("web", "ann")
-    return auth
+    yield auth
+    await auth.stop()
 
 
 async def instance(store: Store, id: str = "i-00000001") -> Instance:
@@ -137,6 +140,17 @@ async def test_limits_that_are_counted_wrongly(store: Store, auth: AuthManager) 
     assert await repaired(store, auth) == []
 
 
+@pytest.mark.both_directories
+async def test_a_key_pair_that_the_directory_lacks(store: Store, auth: AuthManager) -> None:
+    pair = await store.create(KeyPair("web:k", "web", "ann", "k", "key-1", "ssh-ed25519 AAAA", "aa:bb", "ed25519", 1.0))
+    assert [(d.check, d.about) for d in await found(store, auth)] == [("key pair", "web:k")]
+    assert await repaired(store, auth) == []
+    assert await auth.published_key_pairs() == {"key-1"}
+    await auth.publish_key_pair(dataclasses.replace(pair, key_pair_id="key-2"))  # of another cloud, as it seems
+    assert await found(store, auth) == []
+
+
+@pytest.mark.both_directories
 async def test_what_belongs_to_no_project(store: Store, auth: AuthManager) -> None:
     await store.create(Bucket("lonely", project_id="gone", created=0.0))
     assert [(d.check, d.about) for d in await found(store, auth)] == [("owner", "bucket lonely")]
