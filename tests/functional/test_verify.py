@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nova.auth.manager import AuthManager
-from nova.auth.models import KeyPair
 from nova.cloud import verify
 from nova.compute.models import Instance
 from nova.datastore import Store
@@ -138,16 +137,6 @@ async def test_limits_that_are_counted_wrongly(store: Store, auth: AuthManager) 
     await store.redis.hincrby("nova:usage:project:web", "instances", 4)
     assert [(d.check, d.about) for d in await found(store, auth)] == [("limit", "project:web")]
     assert await repaired(store, auth) == []
-
-
-@pytest.mark.both_directories
-async def test_a_key_pair_that_the_directory_lacks(store: Store, auth: AuthManager) -> None:
-    pair = await store.create(KeyPair("web:k", "web", "ann", "k", "key-1", "ssh-ed25519 AAAA", "aa:bb", "ed25519", 1.0))
-    assert [(d.check, d.about) for d in await found(store, auth)] == [("key pair", "web:k")]
-    assert await repaired(store, auth) == []
-    assert await auth.published_key_pairs() == {"key-1"}
-    await auth.publish_key_pair(dataclasses.replace(pair, key_pair_id="key-2"))  # of another cloud, as it seems
-    assert await found(store, auth) == []
 
 
 @pytest.mark.both_directories
