@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.functional.s3 import server_fixture  # noqa: F401 (the fixture)
 
@@ -74,13 +81,12 @@ def failure(call, **named) -> str:
 class Versions(RuleBasedStateMachine):
     """One bucket, and what it should have."""
 
-    server = None
+    server = s3 = None
     number = 0
 
     @initialize()
     def begin(self) -> None:
         Versions.number += 1
-        self.s3 = self.server.client()
         self.bucket = f"model-{Versions.number}"
         self.s3.create_bucket(Bucket=self.bucket)
         self.model, self.puts, self.before = Model(), 0, len(self.server.files())
@@ -123,10 +129,10 @@ class Versions(RuleBasedStateMachine):
             **named, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
         self.model.put(key, answer.get("VersionId"), body)
 
-    @rule(source=keys, age=ages, target=keys)
-    def copy(self, source: str, age: int, target: str) -> None:
+    @rule(source=keys, age=ages, to=keys)
+    def copy(self, source: str, age: int, to: str) -> None:
         found = self.model.version(source, age)
-        named = {"Bucket": self.bucket, "Key": target, "MetadataDirective": "REPLACE",
+        named = {"Bucket": self.bucket, "Key": to, "MetadataDirective": "REPLACE",
                  "CopySource": {"Bucket": self.bucket, "Key": source, "VersionId": found.id}}
         if found.id == NOBODY_HAS_IT:
             assert failure(self.s3.copy_object, **named) == "NoSuchVersion"
@@ -135,7 +141,7 @@ class Versions(RuleBasedStateMachine):
         else:
             answer = self.s3.copy_object(**named)
             assert answer.get("CopySourceVersionId") == (found.id if self.model.versioning else None)
-            self.model.put(target, answer.get("VersionId"), found.body)
+            self.model.put(to, answer.get("VersionId"), found.body)
 
     @rule(key=keys)
     def delete(self, key: str) -> None:
@@ -233,7 +239,7 @@ class Versions(RuleBasedStateMachine):
 
 
 def test_versions_are_as_the_model_says(server) -> None:
-    Versions.server = server
+    Versions.server, Versions.s3 = server, server.client()
     run_state_machine_as_test(Versions, settings=settings(
         max_examples=_LONG or 40, stateful_step_count=30, deadline=None, derandomize=not _LONG, database=None,
         suppress_health_check=list(HealthCheck)))

@@ -125,9 +125,9 @@ def test_every_put_makes_a_version(s3, versioned):
 
 
 def test_a_bucket_that_never_had_versions_tells_of_none(s3, bucket):
-    answer = s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    made = s3.put_object(Bucket=bucket, Key="k", Body=b"1")
     copied = s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")
-    for answer in (answer, copied, s3.get_object(Bucket=bucket, Key="k"), s3.head_object(Bucket=bucket, Key="k"),
+    for answer in (made, copied, s3.get_object(Bucket=bucket, Key="k"), s3.head_object(Bucket=bucket, Key="k"),
                    s3.delete_object(Bucket=bucket, Key="k")):
         assert not {"VersionId", "CopySourceVersionId", "DeleteMarker"}.intersection(answer)
     assert get(s3, bucket, "null", "copy") == b"1"
@@ -457,7 +457,8 @@ def test_parallel_writers_lose_no_version(s3, versioned):
         written = dict(threads.map(write, range(40)))
     assert len(written) == 40
     found = listed(s3, versioned)
-    assert {id for _, id, _, _ in found} == set(written) and [latest for _, _, latest, _ in found] == [True] + [False] * 39
+    assert {id for _, id, _, _ in found} == set(written)
+    assert [latest for _, _, latest, _ in found] == [True] + [False] * 39
     for id, body in written.items():
         assert get(s3, versioned, id) == body
 
