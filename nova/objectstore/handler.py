@@ -239,6 +239,8 @@ class S3Handler(web.RequestHandler):
         if hang_up:
             self.set_header("Connection", "close")
         self.set_status(error.status)
+        for name, value in error.headers.items():
+            self.set_header(name, value)
         if error.status == 304 or self.request.method == "HEAD":
             await self.finish()
             return

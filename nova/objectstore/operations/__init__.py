@@ -2,7 +2,7 @@
 
 from nova.auth import rbac
 from nova.objectstore import errors
-from nova.objectstore.operations import account, bucket, multipart, object, subresources
+from nova.objectstore.operations import account, bucket, multipart, object, subresources, versions
 from nova.objectstore.operations.base import Operation
 from nova.objectstore.request import Target
 
@@ -13,7 +13,9 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("HEAD", ""): bucket.HeadBucket,
     ("PUT", ""): bucket.CreateBucket,
     ("DELETE", ""): bucket.DeleteBucket,
-    ("GET", "versions"): bucket.ListObjectVersions,
+    ("GET", "versions"): versions.ListObjectVersions,
+    ("GET", "versioning"): versions.GetBucketVersioning,
+    ("PUT", "versioning"): versions.PutBucketVersioning,
     ("GET", "uploads"): bucket.ListMultipartUploads,
     ("POST", "delete"): bucket.DeleteObjects,
     ("GET", "location"): subresources.GetBucketLocation,
