@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from nova import exception, process
-from nova.objectstore import checksums, errors, multipart, objects, s3xml
+from nova.objectstore import checksums, errors, lifecycle, multipart, objects, s3xml, tags
 from nova.objectstore import models as records
 from nova.objectstore.body import MAX_UPLOAD, Received, Target
 from nova.objectstore.files import Undo, Writer
@@ -31,6 +31,7 @@ class CreateMultipartUpload(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.tags = tags.from_header(self.headers)
         self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         default = checksums.FULL_OBJECT if self.algorithm == "CRC64NVME" else checksums.COMPOSITE
         self.type = self.headers.get("x-amz-checksum-type", default if self.algorithm else "")
@@ -46,7 +47,7 @@ class CreateMultipartUpload(Operation):
             multipart.new_id(), bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
             user_id=self.bucket.user_id, initiated=time.time(), headers=object_headers.content(self.headers),
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
-            checksum_algorithm=self.algorithm, checksum_type=self.type)
+            checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags)
         await multipart.create(self.call.store, self.bucket, upload)
         response = xml("InitiateMultipartUploadResult", [
             ("Bucket", self.bucket.id), ("Key", self.target.key), ("UploadId", upload.id)])
@@ -183,8 +184,7 @@ class CompleteMultipartUpload(Operation):
             return self._result(await self._completed_before())
         may_replace = objects.write_check(self.headers)
         chosen = multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
-        if not chosen:
-            raise errors.MalformedXML()
+        self._check_announced(upload, sum(part.size for part in chosen))
         given = {name: checksums.encode(digest) for name, digest in checksums.given(self.headers).items()}
         task = asyncio.ensure_future(multipart.complete(self.call.store, self.call.files, self.bucket, upload, chosen,
                                                         given, may_replace))
@@ -192,6 +192,18 @@ class CompleteMultipartUpload(Operation):
         if done:
             return self._result(task.result())
         return Response(headers={"Content-Type": "application/xml"}, body=self._signs_of_life(task))
+
+    def _check_announced(self, upload: records.Upload, size: int) -> None:
+        """Compare what the headers say of the object; :raises InvalidRequest:"""
+        if "x-amz-mp-object-size" in self.headers:
+            given = number(dict(self.headers), "X-Amz-Mp-Object-Size", 0, 0, multipart.MAX_OBJECT)
+            if given != size:
+                raise errors.InvalidRequest(reason=f"The provided 'x-amz-mp-object-size' header value {given} does not "
+                                                   f"match what was computed: {size}")
+        kind = self.headers.get("x-amz-checksum-type")
+        if kind is not None and upload.checksum_type and kind != upload.checksum_type:
+            raise errors.InvalidRequest(reason=f"The upload was created using the {upload.checksum_type} checksum mode. "
+                                               "The complete request must use the same checksum mode.")
 
     def _listed(self) -> list[multipart.Listed]:
         tree = s3xml.parse(self.body.data, "CompleteMultipartUpload")
@@ -214,7 +226,9 @@ class CompleteMultipartUpload(Operation):
         return found
 
     def _result(self, new: records.Object) -> Response:
-        return xml("CompleteMultipartUploadResult", self._elements(new))
+        response = xml("CompleteMultipartUploadResult", self._elements(new))
+        response.headers |= lifecycle.headers(self.bucket, new)
+        return response
 
     def _elements(self, new: records.Object) -> list[Element]:
         return [("Location", f"{self.call.url}{self.target.path}"), ("Bucket", new.bucket), ("Key", new.key),

@@ -16,9 +16,6 @@ _XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="Canonica
 _NOT_SET = {
     "policy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "policyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "cors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "tagging": ("NoSuchTagSet", "The TagSet does not exist"),
-    "lifecycle": ("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
     "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
     "encryption": ("ServerSideEncryptionConfigurationNotFoundError",
                    "The server side encryption configuration was not found"),
@@ -42,6 +39,14 @@ _LISTS = {
     "inventory": "ListInventoryConfigurationsResult", "analytics": "ListBucketAnalyticsConfigurationsResult",
     "metrics": "ListMetricsConfigurationsResult",
     "intelligent-tiering": "ListBucketIntelligentTieringConfigurationsOutput",
+}
+#: what sub-resources are about that S3 has and this object store has not
+_FEATURES = {
+    "legal-hold": "A legal hold, which is a part of object lock,", "retention": "Retention, which is a part of object "
+    "lock,", "object-lock": "Object lock", "torrent": "Distribution by BitTorrent", "restore": "Restoring from an archive",
+    "select": "Querying the content of objects", "renameObject": "Renaming objects",
+    "session": "A session of a directory bucket", "website": "Website hosting", "replication": "Replication",
+    "logging": "Access logging", "notification": "Event notification", "encryption": "Choosing an encryption",
 }
 
 
@@ -83,20 +88,6 @@ class _OfObject(Operation):
     async def check(self) -> None:
         if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
             raise errors.NoSuchKey()
-
-
-class GetObjectTagging(_OfObject):
-    """GET object?tagging: no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return xml("Tagging", [("TagSet", [])])
-
-
-class DeleteObjectTagging(_OfObject):
-    """DELETE object?tagging: there are no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return Response(204)
 
 
 def _acl(project_id: str) -> Response:
@@ -155,4 +146,7 @@ class NotOffered(Operation):
     action = "HeadBucket"
 
     async def check(self) -> None:
-        raise errors.NotImplementedYet(what=f"{self.call.method} of the sub-resource {self.target.sub_resource}")
+        name = self.target.sub_resource
+        what = _FEATURES.get(name)
+        raise errors.NotImplementedYet(
+            what=f"{what} ({self.call.method} ?{name})" if what else f"{self.call.method} of the sub-resource {name}")
