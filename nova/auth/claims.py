@@ -94,9 +94,9 @@ class SignedRequest:
 class Claim:
     """What a request says about who signed it, unverified.
 
-    `scheme` is v2-query, v4-header, v4-query, v2-s3-header, v2-s3-query, v4-form or v2-s3-form; `face` is ec2 or s3.  `date` is when the
-    request was signed and `expires` until when it may be used (one of them may be None).  `payload` is S3's
-    x-amz-content-sha256: a hex SHA-256, UNSIGNED-PAYLOAD or one of STREAMING.  `scope` is
+    `scheme` is v2-query, v4-header, v4-query, v2-s3-header, v2-s3-query, v4-form or v2-s3-form; `face` is ec2 or s3.
+    `date` is when the request was signed and `expires` until when it may be used (one of them may be None).  `payload`
+    is S3's x-amz-content-sha256: a hex SHA-256, UNSIGNED-PAYLOAD or one of STREAMING.  `scope` is
     date/region/service/aws4_request.
     """
 

@@ -247,7 +247,10 @@ def _strings_to_sign_v2_s3(claim: Claim) -> Iterator[bytes]:
                          for name in ("Content-MD5", "Content-Type"))
     head = _wire_bytes(f"{request.method}\n{md5}\n{content_type}\n{date}\n")
     bucket = f"/{claim.bucket}".encode() if claim.bucket else b""
-    for path, resource in product(_paths(request.path), _sub_resources_v2(request.query)):
+    paths = _paths(request.path)
+    if not claim.bucket and request.path.count("/") == 1 and len(request.path) > 1:
+        paths += [path + b"/" for path in paths]  # boto3 signs /bucket/ and sends /bucket
+    for path, resource in product(paths, _sub_resources_v2(request.query)):
         yield head + headers + bucket + path + resource
 
 

@@ -1,7 +1,7 @@
 """Which web pages of other origins may use a bucket: checking the rules, and what a browser is told of them.
 
-Pure functions.  Rules: Amazon S3 user guide, "Using cross-origin resource sharing (CORS)", and the Fetch standard, "HTTP
-CORS protocol".  A configuration is the dictionary that nova.wire.rest_xml reads for PutBucketCors.
+Pure functions.  Rules: Amazon S3 user guide, "Using cross-origin resource sharing (CORS)", and the Fetch standard,
+"HTTP CORS protocol".  A configuration is the dictionary that nova.wire.rest_xml reads for PutBucketCors.
 """
 
 import re
@@ -28,8 +28,8 @@ def check(configuration: Mapping[str, Any]) -> None:
             raise errors.MalformedXML()
         for method in rule["AllowedMethods"]:
             if method not in _METHODS:
-                raise errors.InvalidRequest(reason="Found unsupported HTTP method in CORS config. Unsupported method is "
-                                                   + method[:64])
+                raise errors.InvalidRequest(
+                    reason=f"Found unsupported HTTP method in CORS config. Unsupported method is {method[:64]}")
         for name in ("AllowedOrigins", "AllowedHeaders"):
             for value in rule.get(name, ()):
                 if value.count("*") > 1:
@@ -83,8 +83,8 @@ def preflight(configuration: Mapping[str, Any] | None, headers: Mapping[str, str
     found = answer(configuration, origin, method, headers.get("Access-Control-Request-Headers"))
     if not found:
         raise errors.AccessForbidden(
-            reason="This CORS request is not allowed. This is usually because the evalution of Origin, request method / "
-                   "Access-Control-Request-Method or Access-Control-Request-Headers are not whitelisted by the "
+            reason="This CORS request is not allowed. This is usually because the evalution of Origin, request method "
+                   "/ Access-Control-Request-Method or Access-Control-Request-Headers are not whitelisted by the "
                    "resource's CORS spec.")
     return found
 

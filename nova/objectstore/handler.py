@@ -24,13 +24,14 @@ from nova.auth.gate import Gate
 from nova.context import new_request_id, request_id_var
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_string
-from nova.objectstore import body, cors, errors, operations, request, s3xml
+from nova.objectstore import body, cors, errors, operations, request
 from nova.objectstore.body import MAX_UPLOAD, Receiver
 from nova.objectstore.files import Files
 from nova.objectstore.forms import boundary_of
 from nova.objectstore.models import Bucket
 from nova.objectstore.operations import form
 from nova.objectstore.operations.base import Call, Identity, Operation, Response
+from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,8 @@ class S3Handler(web.RequestHandler):
         claim, identity = await self._authenticate(claimed)
         kind = operations.find(method, target, "x-amz-copy-source" in headers)
         expected = body.expect(headers, claim, identity.secret, kind.max_body)
+        if not kind.sums_of_body:
+            expected.checksums = {}
         call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length)
         self._operation = kind(call)
         place = await self._operation.prepare()
@@ -298,5 +301,5 @@ class S3Handler(web.RequestHandler):
 
     def _document(self, code: str, message: str) -> bytes:
         resource = _CONTROL.sub("?", unquote(self.request.path))
-        return s3xml.document("Error", [("Code", code), ("Message", message), ("Resource", resource),
-                                        ("RequestId", self.request_id), ("HostId", _host_id())], namespace="")
+        return rest_xml.write_error({"Code": code, "Message": message, "Resource": resource,
+                                     "RequestId": self.request_id, "HostId": _host_id()})

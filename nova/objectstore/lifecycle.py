@@ -9,7 +9,7 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
@@ -120,7 +120,8 @@ def _check_filter(given: Mapping[str, Any]) -> dict[str, Any]:
     if (greater is not None and greater < 0) or (less is not None and less < 1):
         raise errors.InvalidRequest(reason="Object sizes must be positive numbers of bytes.")
     if greater is not None and less is not None and greater >= less - 1:
-        raise errors.InvalidRequest(reason="'ObjectSizeLessThan' has to be a value greater than 'ObjectSizeGreaterThan'")
+        raise errors.InvalidRequest(
+            reason="'ObjectSizeLessThan' has to be a value greater than 'ObjectSizeGreaterThan'")
     return parts
 
 
@@ -172,7 +173,7 @@ def _rules(configuration: Mapping[str, Any]) -> Iterator[Rule]:
             rule["ID"], prefix=parts.get("Prefix", rule.get("Prefix", "")),
             tags=tuple((tag["Key"], tag["Value"]) for tag in parts.get("Tags", ())),
             larger_than=parts.get("ObjectSizeGreaterThan", -1), smaller_than=parts.get("ObjectSizeLessThan", math.inf),
-            days=expiration.get("Days"), date=datetime.fromisoformat(date).astimezone(UTC).timestamp() if date else None,
+            days=expiration.get("Days"), date=datetime.fromisoformat(date).timestamp() if date else None,
             removes_lone_markers=bool(expiration.get("ExpiredObjectDeleteMarker")),
             noncurrent_days=noncurrent.get("NoncurrentDays"),
             keep_noncurrent=noncurrent.get("NewerNoncurrentVersions", 0),

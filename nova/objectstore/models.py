@@ -52,11 +52,12 @@ class Object(datastore.Record):
     """An object.
 
     `file` is its file below :func:`objects_path`, which never changes.  `md5` and `sha256` are hex and of the whole
-    object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed ``x-amz-meta-``;
-    `checksums` are base64 by algorithm.  `part_sizes` are bytes, empty unless it was uploaded in parts (by
-    `upload_id`); `part_checksums` are theirs, if they have any.  `user_id` and `project_id` are the bucket's: whose object storage it takes.  `tags` are values by
-    key, `acl` is empty where only the owner may do anything.  `version_id` is '' for the null version; `sequence`
-    orders the versions of a key, the newest highest; a delete marker (`is_marker`) has no bytes.
+    object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed
+    ``x-amz-meta-``; `checksums` are base64 by algorithm.  `part_sizes` are bytes, empty unless it was uploaded in parts
+    (by `upload_id`); `part_checksums` are theirs, if they have any.  `user_id` and `project_id` are the bucket's: whose
+    object storage it takes.  `tags` are values by key, `acl` is empty where only the owner may do anything.
+    `version_id` is '' for the null version; `sequence` orders the versions of a key, the newest highest; a delete
+    marker (`is_marker`) has no bytes.
     """
 
     bucket: str

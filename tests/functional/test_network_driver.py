@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -279,12 +280,12 @@ def directory(spec: NetworkSpec) -> Path:
     return Path(FLAGS.state_path) / "networks" / spec.bridge
 
 
-def leases(spec: NetworkSpec) -> set[str]:
-    """The leased addresses; the file is read while dnsmasq is not writing it."""
-    path, text = directory(spec) / "leases", None
-    while text is None or time.time() - path.stat().st_mtime < dhcp.SETTLE_TIME:
-        text = path.read_text()
-    return {held.ip for held in dhcp.parse_leases(text)}
+async def leased(spec: NetworkSpec, *addresses: str) -> bool:
+    """Wait until just these addresses are leased: dnsmasq empties its file before it writes it anew."""
+    path = directory(spec) / "leases"
+    await until(lambda: {held.ip for held in dhcp.parse_leases(path.read_text())} == set(addresses),
+                what=f"leases of {addresses}")
+    return True
 
 
 def running(spec: NetworkSpec) -> list[int]:
@@ -361,7 +362,7 @@ async def test_guest_boots(host: LinuxDriver, guests):
         guest = guests(ONE, B)
         assert await guest.boot() == ("bound ip=10.202.1.4 mask=24 router=10.202.1.1 dns=10.202.1.1 "
                                       "domain=novalocal lease=3600")
-        assert leases(ONE) == {"10.202.1.4"}
+        assert await leased(ONE, "10.202.1.4")
         found = await asyncio.to_thread(guest.fetch, URL)
         assert found == "i-of-10.202.1.4" and asked == ["10.202.1.4"]
     for name in ("i-a", "i-a.novalocal"):
@@ -376,7 +377,7 @@ async def test_a_strange_mac_gets_no_address(host: LinuxDriver, guests):
     stranger = guests(ONE, dataclasses.replace(A, mac="02:16:3e:ff:ff:ff"))
     client = stranger.dhcp_client("-q", "-n", "-t", "2")
     await until(lambda: client.poll() is not None, 15)
-    assert client.returncode != 0 and "bound" not in stranger.events.read_text() and leases(ONE) == set()
+    assert client.returncode != 0 and "bound" not in stranger.events.read_text() and await leased(ONE)
 
 
 @real
@@ -402,12 +403,12 @@ async def test_hosts_come_and_go_without_a_new_dnsmasq(host: LinuxDriver, guests
     await host.ensure(ONE)
     second = guests(ONE, B)
     assert "ip=10.202.1.4" in await second.boot()
-    assert leases(ONE) == {"10.202.1.3", "10.202.1.4"}
+    assert await leased(ONE, "10.202.1.3", "10.202.1.4")
     await host.ensure(dataclasses.replace(ONE, leases=(B,)))
-    assert leases(ONE) == {"10.202.1.4"} and A.mac not in (directory(ONE) / "hosts").read_text()
+    assert await leased(ONE, "10.202.1.4") and A.mac not in (directory(ONE) / "hosts").read_text()
     assert not second.succeeds("busybox", "nslookup", "i-a.novalocal", "10.202.1.1")
     await host.ensure(dataclasses.replace(ONE, leases=()))
-    assert leases(ONE) == set() and (directory(ONE) / "hosts").read_text() == ""
+    assert await leased(ONE) and (directory(ONE) / "hosts").read_text() == ""
     assert running(ONE) == first
 
 
@@ -427,11 +428,22 @@ async def test_leases_go_even_when_dnsmasq_was_dead_or_deaf(host: LinuxDriver, g
     os.kill(running(ONE)[0], signal.SIGKILL)
     await until(lambda: not running(ONE))
     await host.ensure(dataclasses.replace(ONE, leases=(B,)))
-    assert leases(ONE) == set() and len(running(ONE)) == 1
+    assert await leased(ONE) and len(running(ONE)) == 1
     await guests(ONE, B).boot()
     host._programs["dhcp_release"] = "/bin/true"  # a release that gets lost
     await host.ensure(dataclasses.replace(ONE, leases=()))
-    assert leases(ONE) == set() and len(running(ONE)) == 1
+    assert await leased(ONE) and len(running(ONE)) == 1
+
+
+def bound(sock: socket.socket, address: str, port: int) -> bool:
+    """Whether the address could be taken."""
+    try:
+        sock.bind((address, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 @real
@@ -441,7 +453,7 @@ async def test_dnsmasq_waits_for_the_sockets_of_a_dead_one(host: LinuxDriver, mo
     os.kill(running(ONE)[0], signal.SIGKILL)
     await until(lambda: not running(ONE))
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
-        held.bind(("10.202.1.1", 53))
+        await until(lambda: bound(held, "10.202.1.1", 53))
         held.listen()
         monkeypatch.setattr(dhcp, "STOP_TIME", 0.3)
         with pytest.raises(exception.NovaError, match="dnsmasq does not start on br101, exit code 2: .*in use"):
@@ -606,7 +618,7 @@ async def test_a_bridge_that_passes_on_keeps_nothing(host: LinuxDriver, guests):
     heir = dataclasses.replace(TWO, bridge="br101")
     await host.ensure(heir)
     await check_whole(host, heir)
-    assert leases(heir) == set() and not any("10.202.1." in line for line in rules())
+    assert await leased(heir) and not any("10.202.1." in line for line in rules())
 
 
 @real
@@ -681,11 +693,11 @@ async def test_killed_before_a_lease_is_released_it_is_released_later(host: Linu
     await guests(ONE, A).boot()
     before = running(ONE)
     assert play(name, "fewer") == -signal.SIGKILL
-    assert leases(ONE) == {"10.202.1.3"} and running(ONE) == before, "dnsmasq outlives the daemon"
+    assert await leased(ONE, "10.202.1.3") and running(ONE) == before, "dnsmasq outlives the daemon"
     again = LinuxDriver()
     await again.start()
     await again.ensure(dataclasses.replace(ONE, leases=()))
-    assert leases(ONE) == set() and running(ONE) == before
+    assert await leased(ONE) and running(ONE) == before
 
 
 # -- where it cannot be done ---------------------------------------------------------------------------------

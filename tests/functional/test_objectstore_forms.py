@@ -48,7 +48,8 @@ def encode(fields, content: bytes, filename="f.txt", everywhere=False, after=())
 
 def post(url: str, body: bytes, headers=()):
     """Status, headers and body of the answer."""
-    request = urllib.request.Request(url, body, {"Content-Type": "multipart/form-data; boundary=lImIt", **dict(headers)})
+    kind = {"Content-Type": "multipart/form-data; boundary=lImIt"}
+    request = urllib.request.Request(url, body, {**kind, **dict(headers)})
     try:
         answer = _opener.open(request, timeout=30)
     except urllib.error.HTTPError as error:
@@ -84,7 +85,8 @@ def test_presigned_post_of_boto3(server, s3, bucket, version, everywhere):
     fields = {**given["fields"], "x-amz-meta-a": "ü"}
     assert ("x-amz-signature" in fields) == (version == "s3v4")
     content = b"content\r\n--lImI"
-    status, headers, answer = post(given["url"], encode(fields, content, "C:\\d\\n m.txt", everywhere, [("submit", "x")]))
+    body = encode(fields, content, "C:\\d\\n m.txt", everywhere, [("submit", "x")])
+    status, headers, answer = post(given["url"], body)
     assert (status, answer) == (204, b""), answer
     assert headers["ETag"] == f'"{hashlib.md5(content).hexdigest()}"'
     assert headers["Location"] == f"{server.url}/{bucket}/up/n%20m.txt"
@@ -141,8 +143,9 @@ def test_tags_checksums_and_digests(server, s3, bucket):
     assert post(url, encode(fields | {"x-amz-checksum-algorithm": "SHA256"}, b"data"))[0] == 204
     assert s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")["ChecksumSHA256"] == base64.b64encode(
         hashlib.sha256(b"data").digest()).decode()
-    for wrong, expected in (({"x-amz-checksum-crc32": crc32(b"other")}, "BadDigest"), ({"tagging": "<a/>"}, "MalformedXML"),
-                            ({"Content-MD5": "AAAA"}, "InvalidDigest"), ({"x-amz-storage-class": "X"}, "InvalidArgument")):
+    for wrong, expected in (({"x-amz-checksum-crc32": crc32(b"other")}, "BadDigest"),
+                            ({"tagging": "<a/>"}, "MalformedXML"), ({"Content-MD5": "AAAA"}, "InvalidDigest"),
+                            ({"x-amz-storage-class": "X"}, "InvalidArgument")):
         status, _, answer = post(url, encode(fields | wrong, b"data"))
         assert (status, code(answer)) == (400, expected)
 
@@ -170,8 +173,8 @@ def test_forms_that_are_refused(server, s3, bucket):
     assert refused(encode(fields, b"x"), Authorization="AWS keyone:one:abc") == (403, "AccessDenied")
     assert refused(encode({"key": "k", **signed_v2("missing-bucket", {"key": "k"})}, b"x"),
                    f"{server.url}/missing-bucket") == (404, "NoSuchBucket")
-    twice = encode(fields, b"x").replace(b"--lImIt\r\n", b'--lImIt\r\nContent-Disposition: form-data; name="key"\r\n\r\nk'
-                                         b"\r\n--lImIt\r\n", 1)
+    second = b'--lImIt\r\nContent-Disposition: form-data; name="key"\r\n\r\nk\r\n'
+    twice = second + encode(fields, b"x")
     assert refused(twice) == (400, "InvalidArgument")
     meta = {"key": "k", **signed_v2(bucket, {"key": "k"}, ["starts-with", "$x-amz-meta-a", ""])}
     assert refused(encode(meta | {"x-amz-meta-a": "1\r\nSet-Cookie: b"}, b"x")) == (400, "InvalidArgument")

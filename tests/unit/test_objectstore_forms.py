@@ -44,8 +44,8 @@ def by(size: int):
     return lambda body: (body[i:i + size] for i in range(0, len(body), size))
 
 
-CONTENTS = [b"", b"x", b"\r\n", b"\r\n--XbXy not the end", b"\r\n--Xb", b"--XbX--", b"\r\r\n--XbX-", b"a\r\n--XbX- b\r\n",
-            b"\r\n--XbX \t x" * 30, bytes(range(256)) * 20]
+CONTENTS = [b"", b"x", b"\r\n", b"\r\n--XbXy not the end", b"\r\n--Xb", b"--XbX--", b"\r\r\n--XbX-",
+            b"a\r\n--XbX- b\r\n", b"\r\n--XbX \t x" * 30, bytes(range(256)) * 20]
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -115,7 +115,8 @@ def test_a_file_full_of_almost_boundaries_is_not_kept():
 def test_boundaries():
     assert boundary_of('multipart/form-data; charset=utf-8; boundary="a b"') == b"a b"
     assert boundary_of("Multipart/Form-Data; Boundary=----x") == b"----x"
-    for wrong in ("multipart/form-data", 'multipart/form-data; boundary=""', "multipart/form-data; boundary=" + "x" * 300):
+    for wrong in ("multipart/form-data", 'multipart/form-data; boundary=""',
+                  "multipart/form-data; boundary=" + "x" * 300):
         with pytest.raises(errors.MalformedPOSTRequest):
             boundary_of(wrong)
     with pytest.raises(errors.PreconditionFailed):
@@ -129,8 +130,8 @@ def policy(*conditions, expiration="2030-01-01T00:00:00.000Z") -> str:
 
 
 def test_a_policy():
-    found = post_policy.read(policy({"bucket": "b", "ACL": "private"}, ["starts-with", "$Key", "u/"], ["EQ", "$x-a", "1"],
-                                    ["content-length-range", 1, "10"], ["content-length-range", 0, 12]))
+    found = post_policy.read(policy({"bucket": "b", "ACL": "private"}, ["starts-with", "$Key", "u/"],
+                                    ["EQ", "$x-a", "1"], ["content-length-range", 1, "10"], ["content-length-range", 0, 12]))
     assert (found.expiration, found.smallest, found.largest) == (datetime(2030, 1, 1, tzinfo=UTC), 1, 10)
     right = {"key": "u/x", "acl": "private", "x-a": "1", "policy": "p", "x-amz-signature": "s", "x-ignore-me": "1"}
     post_policy.check(found, right, "b")
@@ -180,7 +181,8 @@ def test_origins(pattern, origin, expected):
 
 
 def test_the_first_rule_that_allows_all_of_it_is_taken():
-    rules = {"CORSRules": [rule(MaxAgeSeconds=1), rule(AllowedHeaders=["X-*"], MaxAgeSeconds=0, ExposeHeaders=["ETag"])]}
+    rules = {"CORSRules": [rule(MaxAgeSeconds=1),
+                           rule(AllowedHeaders=["X-*"], MaxAgeSeconds=0, ExposeHeaders=["ETag"])]}
     assert cors.answer(rules, "http://a.example", "GET")["Access-Control-Max-Age"] == "1"
     found = cors.answer(rules, "http://a.example", "GET", "x-One, X-TWO")
     assert found["Access-Control-Max-Age"] == "0" and found["Access-Control-Allow-Headers"] == "x-one, x-two"
@@ -192,9 +194,9 @@ def test_the_first_rule_that_allows_all_of_it_is_taken():
 
 
 @pytest.mark.parametrize("wrong", [
-    rule(AllowedMethods=["PATCH"]), rule(AllowedMethods=["get"]), rule(AllowedOrigins=["*a*"]), rule(AllowedOrigins=[""]),
-    rule(AllowedHeaders=["*-*"]), rule(ExposeHeaders=["x-*"]), rule(ExposeHeaders=["a\r\nb: c"]), rule(MaxAgeSeconds=-1),
-    rule(ID="i" * 256)])
+    rule(AllowedMethods=["PATCH"]), rule(AllowedMethods=["get"]), rule(AllowedOrigins=["*a*"]),
+    rule(AllowedOrigins=[""]), rule(AllowedHeaders=["*-*"]), rule(ExposeHeaders=["x-*"]),
+    rule(ExposeHeaders=["a\r\nb: c"]), rule(MaxAgeSeconds=-1), rule(ID="i" * 256)])
 def test_cors_rules_that_are_refused(wrong):
     with pytest.raises(errors.InvalidRequest):
         cors.check({"CORSRules": [wrong]})
@@ -304,7 +306,8 @@ def test_the_earliest_rule_that_chooses_an_object():
     both = ("<Filter><And><Prefix>l/</Prefix><Tag><Key>t</Key><Value>1</Value></Tag><ObjectSizeGreaterThan>3"
             "</ObjectSizeGreaterThan><ObjectSizeLessThan>10</ObjectSizeLessThan></And></Filter>")
     bucket = Bucket("b", project_id="p", created=0, configuration={"lifecycle": lifecycle.read(lifecycle_rules(
-        f"<ID>and</ID>{both}{DAYS}", "<ID>by date</ID><Filter/><Expiration><Date>1970-01-11T00:00:00Z</Date></Expiration>"))})
+        f"<ID>and</ID>{both}{DAYS}",
+        "<ID>by date</ID><Filter/><Expiration><Date>1970-01-11T00:00:00Z</Date></Expiration>"))})
     rules = lifecycle.rules_of(bucket)
 
     def expires(*args, **more) -> tuple[float, str]:
@@ -327,8 +330,8 @@ def test_a_rule_that_is_disabled_does_nothing():
 
 # -- names of buckets -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["a..b", "a.-b", "a-.b", "xn--abc", "sthree-x", "abc-s3alias", "abc--ol-s3", "abc.mrap",
-                                  "abc--x-s3", "abc-", "abc.", ".abc", "-abc", "10.0.0.1", "amzn-s3-demo-x"])
+@pytest.mark.parametrize("name", ["a..b", "a.-b", "a-.b", "xn--abc", "sthree-x", "abc-s3alias", "abc--ol-s3",
+                                  "abc.mrap", "abc--x-s3", "abc-", "abc.", ".abc", "-abc", "10.0.0.1", "amzn-s3-demo-x"])
 def test_bucket_names_that_s3_keeps_or_refuses(name):
     with pytest.raises(errors.InvalidBucketName):
         buckets.check_name(name)

@@ -32,6 +32,8 @@ DEFINE_float("reboot_timeout", 10, "seconds that a guest has to reboot by itself
 
 #: seconds that one libvirt call may take
 _CALL_TIMEOUT = 60
+#: seconds in which opening a connection is tried again
+_CONNECT_TIME = 3
 #: a libvirtd that is silent for interval x count seconds is dead
 _KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT = 5, 3
 
@@ -185,13 +187,17 @@ class LibvirtDriver(base.ComputeDriver):
             self._connection = None
             if dead is not None:
                 await self._in_pool(_close, dead)
-            uri = await self._uri()
-            try:
-                connection = await self._in_pool(self._open, uri)
-            except libvirt.libvirtError as error:
-                raise base.HypervisorError(f"cannot connect to libvirt at {uri}: {error}") from error
-            self._connection = connection
-            return connection
+            deadline = asyncio.get_running_loop().time() + _CONNECT_TIME
+            while self._connection is None:
+                uri = await self._uri()
+                try:
+                    self._connection = await self._in_pool(self._open, uri)
+                except libvirt.libvirtError as error:
+                    # a libvirtd that is just dying takes connections until the kernel has closed its socket
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise base.HypervisorError(f"cannot connect to libvirt at {uri}: {error}") from error
+                    await asyncio.sleep(0.1)
+            return self._connection
 
     async def _uri(self) -> str:
         if FLAGS.libvirt_uri:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from nova.objectstore import conditions, errors, objects
+from nova.objectstore import checksums, conditions, errors, objects
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object
-from nova.objectstore.operations.base import Operation, Response, http_time
+from nova.objectstore.operations.base import Operation, Response, http_time, xml
 from nova.objectstore.operations.object import check_version
 from nova.objectstore.request import number
-from nova.wire import rest_xml
 
 _ATTRIBUTES = frozenset(("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"))
 _MAX_PARTS = 1000
@@ -32,14 +31,14 @@ class GetObjectAttributes(Operation):
     async def run(self, received: Received) -> Response:
         found = await objects.open_object(self.call.store, self.bucket.id, self.target.key)
         conditions.check_read(self.headers, found.etag, found.modified)
-        sums = {f"Checksum{name}": value for name, value in found.checksums.items()}
+        sums = checksums.members(found.checksums)
         known: dict[str, Any] = {
             "ETag": found.etag, "Checksum": {**sums, "ChecksumType": found.checksum_type} if sums else None,
             "ObjectParts": self._parts(found) if found.part_sizes else None, "StorageClass": found.storage_class,
             "ObjectSize": found.size}
-        body = rest_xml.write_body("GetObjectAttributes", {n: v for n, v in known.items() if n in self.wanted})
-        return Response(headers={"Content-Type": "application/xml", "Last-Modified": http_time(found.modified)},
-                        body=body)
+        response = xml("GetObjectAttributes", {n: v for n, v in known.items() if n in self.wanted})
+        response.headers["Last-Modified"] = http_time(found.modified)
+        return response
 
     def _parts(self, found: Object) -> dict[str, Any]:
         """How many parts it was made of; which ones, if they have checksums (as S3 does it)."""
@@ -51,4 +50,4 @@ class GetObjectAttributes(Operation):
         return {**answer, "PartNumberMarker": self.marker, "NextPartNumberMarker": shown[-1] + 1 if shown else 0,
                 "MaxParts": self.limit, "IsTruncated": bool(shown) and shown[-1] + 1 < len(found.part_sizes),
                 "Parts": [{"PartNumber": at + 1, "Size": found.part_sizes[at],
-                           f"Checksum{algorithm}": found.part_checksums[at]} for at in shown]}
+                           **checksums.members({algorithm: found.part_checksums[at]})} for at in shown]}

@@ -4,10 +4,7 @@ from typing import Any
 
 from nova.objectstore import buckets, cors, errors, lifecycle, tags
 from nova.objectstore.body import Received
-from nova.objectstore.operations.base import Operation, Response
-from nova.wire import rest_xml
-
-_XML = {"Content-Type": "application/xml"}
+from nova.objectstore.operations.base import Operation, Response, xml
 
 
 class _Get(Operation):
@@ -20,24 +17,23 @@ class _Get(Operation):
         found = self.bucket.configuration.get(self.target.sub_resource)
         if found is None:
             raise errors.NothingSet(*self.missing)
-        return Response(headers=_XML, body=rest_xml.write_body(self.action, found))
+        return xml(self.action, found)
 
 
 class _Put(Operation):
     """PUT bucket?<sub-resource>."""
 
     max_body = 2 << 20
+    status = 200
 
     def read(self, document: dict[str, Any]) -> dict[str, Any]:
         """Check the document; returns what is kept of it; :raises S3Error:"""
         raise NotImplementedError
 
     async def run(self, received: Received) -> Response:
-        kept = self.read(rest_xml.read_body(self.action, self.body.data))
+        kept = self.read(self.document(self.action))
         await buckets.configure(self.call.store, self.bucket, self.target.sub_resource, kept)
         return Response(self.status)
-
-    status = 200
 
 
 class _Delete(Operation):

@@ -11,7 +11,7 @@ from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
 from nova.objectstore.models import Object, object_id
 from nova.objectstore.operations import headers as object_headers
-from nova.objectstore.operations.base import Operation, Response, Upload, iso_time, xml
+from nova.objectstore.operations.base import Operation, Response, Upload, xml
 from nova.objectstore.request import copy_source, number
 
 _BLOCK = 256 << 10
@@ -108,10 +108,9 @@ class CopyObject(Operation):
                 storage_class=object_headers.storage_class(self.headers),
                 checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags)
             await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
-        response = xml("CopyObjectResult", [
-            ("ETag", f'"{new.etag}"'), ("LastModified", iso_time(new.modified)),
-            *((f"Checksum{name}", value) for name, value in new.checksums.items()),
-            ("ChecksumType", new.checksum_type if new.checksums else None)])
+        response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
+                                      **checksums.members(new.checksums),
+                                      "ChecksumType": new.checksum_type if new.checksums else None})
         response.headers |= lifecycle.headers(self.bucket, new)
         return response
 

@@ -3,9 +3,8 @@
 from nova.objectstore import errors, tags
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, object_id
-from nova.objectstore.operations.base import Operation, Response
+from nova.objectstore.operations.base import Operation, Response, xml
 from nova.objectstore.operations.object import check_version
-from nova.wire import rest_xml
 
 
 class _OfObject(Operation):
@@ -24,16 +23,15 @@ class GetObjectTagging(_OfObject):
     """GET object?tagging."""
 
     async def run(self, received: Received) -> Response:
-        return Response(headers={"Content-Type": "application/xml"},
-                        body=rest_xml.write_body("GetObjectTagging", tags.to_set(self.found.tags)))
+        return xml("GetObjectTagging", tags.to_set(self.found.tags))
 
 
 class PutObjectTagging(_OfObject):
     """PUT object?tagging."""
 
     async def run(self, received: Received) -> Response:
-        document = rest_xml.read_body("PutObjectTagging", self.body.data)
-        await tags.put(self.call.store, self.id, tags.from_set(document, tags.MAX_OBJECT_TAGS))
+        new = tags.from_set(self.document("PutObjectTagging"), tags.MAX_OBJECT_TAGS)
+        await tags.put(self.call.store, self.id, new)
         return Response()
 
 
