@@ -56,7 +56,7 @@ async def _expire_objects(store: Store, files: Files, bucket: Bucket, rules: lis
             if chosen is None or chosen[0] > now:
                 continue
             try:
-                await objects.delete(store, files, bucket, found.key, _unchanged(found))
+                await objects.delete(store, files, bucket, found.key, check=_unchanged(found))
             except (_Changed, errors.NoSuchBucket):
                 continue
             log.info("%s/%s has expired by the rule %s", bucket.id, found.key, chosen[1].id)

@@ -195,6 +195,30 @@ def expiration(rules: list[Rule], found: Object) -> tuple[float, Rule] | None:
     return min(((moment, rule) for moment, rule in moments if moment is not None), key=lambda m: m[0], default=None)
 
 
+def stale_versions(rules: list[Rule], stack: list[Object], now: float) -> list[Object]:
+    """The versions of a key that are to be removed for good.
+
+    A version counts its days from when the next one took its place.  A delete marker is removed when nothing is left
+    behind it and a rule says so, or it is as old as objects may be.
+
+    :param stack: all versions and markers of the key, the newest first
+    :param now: seconds since 1970
+    """
+    found = []
+    for newer, version in enumerate(stack[1:]):  # so many noncurrent ones are newer
+        for rule in rules:
+            if rule.noncurrent_days is not None and rule.chooses(version) and newer >= rule.keep_noncurrent and (
+                    due(stack[newer].modified, rule.noncurrent_days) <= now):
+                found.append(version)
+                break
+    if len(stack) == 1 and stack[0].is_marker:
+        chosen = expiration(rules, stack[0])
+        lone = any(rule.removes_lone_markers and rule.chooses(stack[0]) for rule in rules)
+        if lone or (chosen is not None and chosen[0] <= now):
+            found.append(stack[0])
+    return found
+
+
 def upload_due(rules: list[Rule], key: str, initiated: float) -> float | None:
     """When an upload that is not completed is aborted, in seconds since 1970; None: never."""
     return min((due(initiated, rule.upload_days) for rule in rules

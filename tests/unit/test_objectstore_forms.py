@@ -1,6 +1,7 @@
 """Forms, CORS rules, tags and lifecycle rules, without a server."""
 
 import base64
+import dataclasses
 import json
 import random
 from datetime import UTC, datetime
@@ -131,7 +132,8 @@ def policy(*conditions, expiration="2030-01-01T00:00:00.000Z") -> str:
 
 def test_a_policy():
     found = post_policy.read(policy({"bucket": "b", "ACL": "private"}, ["starts-with", "$Key", "u/"],
-                                    ["EQ", "$x-a", "1"], ["content-length-range", 1, "10"], ["content-length-range", 0, 12]))
+                                    ["EQ", "$x-a", "1"], ["content-length-range", 1, "10"],
+                                    ["content-length-range", 0, 12]))
     assert (found.expiration, found.smallest, found.largest) == (datetime(2030, 1, 1, tzinfo=UTC), 1, 10)
     right = {"key": "u/x", "acl": "private", "x-a": "1", "policy": "p", "x-amz-signature": "s", "x-ignore-me": "1"}
     post_policy.check(found, right, "b")
@@ -328,10 +330,45 @@ def test_a_rule_that_is_disabled_does_nothing():
     assert lifecycle.rules_of(bucket) == [] and lifecycle.headers(bucket, an_object("x")) == {}
 
 
+def versions_of(*days: int, marker: bool = False) -> list[Object]:
+    """Versions of a key that were put on these days, the newest first."""
+    found = [an_object("k", modified=day * lifecycle.DAY) for day in days]
+    return [dataclasses.replace(found[0], is_marker=True, size=0), *found[1:]] if marker else found
+
+
+def noncurrent(xml: str) -> list[lifecycle.Rule]:
+    kept = lifecycle.read(lifecycle_rules(f"<Filter/>{xml}"))
+    return lifecycle.rules_of(Bucket("b", project_id="p", created=0, configuration={"lifecycle": kept}))
+
+
+def test_versions_expire_when_they_have_not_been_current_for_long():
+    rules = noncurrent("<NoncurrentVersionExpiration><NoncurrentDays>5</NoncurrentDays></NoncurrentVersionExpiration>")
+    stack = versions_of(30, 20, 10, 0)
+
+    def removed(day: float) -> list[int]:
+        return [int(v.modified // lifecycle.DAY) for v in lifecycle.stale_versions(rules, stack, day * lifecycle.DAY)]
+    assert removed(15.9) == [] and removed(16) == [0] and removed(26) == [10, 0] and removed(36) == [20, 10, 0]
+    rules = noncurrent("<NoncurrentVersionExpiration><NoncurrentDays>5</NoncurrentDays><NewerNoncurrentVersions>2"
+                       "</NewerNoncurrentVersions></NoncurrentVersionExpiration>")
+    assert removed(1000) == [0]
+    assert lifecycle.stale_versions(rules, versions_of(0), 1e12) == []
+
+
+def test_a_delete_marker_with_nothing_behind_it_is_removed():
+    rules = noncurrent("<Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker></Expiration>")
+    alone, above = versions_of(3, marker=True), versions_of(3, 2, marker=True)
+    assert lifecycle.stale_versions(rules, alone, 0) == alone and lifecycle.stale_versions(rules, above, 1e12) == []
+    by_age = noncurrent("<Expiration><Days>2</Days></Expiration>")
+    assert lifecycle.stale_versions(by_age, alone, 5 * lifecycle.DAY) == []
+    assert lifecycle.stale_versions(by_age, alone, 6 * lifecycle.DAY) == alone
+    assert lifecycle.stale_versions(rules, versions_of(3), 1e12) == []
+
+
 # -- names of buckets -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["a..b", "a.-b", "a-.b", "xn--abc", "sthree-x", "abc-s3alias", "abc--ol-s3",
-                                  "abc.mrap", "abc--x-s3", "abc-", "abc.", ".abc", "-abc", "10.0.0.1", "amzn-s3-demo-x"])
+                                  "abc.mrap", "abc--x-s3", "abc-", "abc.", ".abc", "-abc", "10.0.0.1",
+                                  "amzn-s3-demo-x"])
 def test_bucket_names_that_s3_keeps_or_refuses(name):
     with pytest.raises(errors.InvalidBucketName):
         buckets.check_name(name)
