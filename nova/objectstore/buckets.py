@@ -62,8 +62,27 @@ async def get(store: Store, name: str) -> Bucket:
 
 
 async def is_empty(store: Store, bucket: Bucket) -> bool:
-    """Whether there is no object in it."""
-    return not await store.attempt(store.redis.zcard(bucket.keys_key))
+    """Whether there is no version of an object in it."""
+    return not await store.attempt(store.redis.exists(bucket.keys_key, bucket.versions_key))
+
+
+async def again(store: Store, bucket: Bucket) -> Bucket:
+    """A bucket as it is now; :raises NoSuchBucket: it was removed, and what has its name now is another one"""
+    found = await get(store, bucket.id)
+    if found.created != bucket.created:
+        raise errors.NoSuchBucket()
+    return found
+
+
+async def set_versioning(store: Store, bucket: Bucket, status: str) -> None:
+    """Enable or suspend the versioning of its objects; :raises NoSuchBucket: somebody removed the bucket"""
+    while True:
+        found = await again(store, bucket)
+        try:
+            await store.update(found, versioning=status)
+            return
+        except (exception.Conflict, exception.NotFound):
+            continue
 
 
 async def configure(store: Store, bucket: Bucket, name: str, value: Any) -> None:
@@ -86,15 +105,12 @@ async def configure(store: Store, bucket: Bucket, name: str, value: Any) -> None
 
 
 async def delete(store: Store, bucket: Bucket) -> None:
-    """Remove a bucket that has neither objects nor uploads.
+    """Remove a bucket that has neither versions of objects nor uploads.
 
     :raises BucketNotEmpty, NoSuchBucket:
     """
     while not await _delete(store, bucket):
-        now = await get(store, bucket.id)
-        if now.created != bucket.created:
-            raise errors.NoSuchBucket()
-        bucket = now
+        bucket = await again(store, bucket)
 
 
 async def _delete(store: Store, bucket: Bucket) -> bool:
@@ -102,6 +118,7 @@ async def _delete(store: Store, bucket: Bucket) -> bool:
     tx = store.transaction()
     tx.delete(bucket)
     tx.require_empty(bucket.keys_key)
+    tx.require_empty(bucket.versions_key)
     tx.require_empty(bucket.uploads_key)
     try:
         await tx.commit()

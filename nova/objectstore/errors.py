@@ -14,12 +14,13 @@ __all__ = [
     "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
     "BadRequest", "InvalidPolicyDocument", "InvalidTag", "MalformedPOSTRequest", "MaxPostPreDataLengthExceeded",
     "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
-    "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketName",
-    "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI",
-    "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed",
-    "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey",
-    "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed",
-    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch",
+    "IllegalVersioningConfiguration", "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
+    "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest",
+    "InvalidURI", "KeyIsDeleted", "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge",
+    "MethodNotAllowed", "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket",
+    "NoSuchKey", "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet",
+    "PreconditionFailed", "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "VersionIsMarker",
+    "XAmzContentSHA256Mismatch",
 ]
 
 
@@ -169,6 +170,31 @@ class NoSuchUpload(S3Error):
 class NoSuchVersion(S3Error):
     code, status = "NoSuchVersion", 404
     message = "The specified version does not exist."
+
+
+class KeyIsDeleted(NoSuchKey):
+    """The current version is a delete marker; :param version: its id"""
+
+    def __init__(self, version: str):
+        super().__init__()
+        self.headers = {"x-amz-delete-marker": "true", "x-amz-version-id": version}
+
+
+class VersionIsMarker(MethodNotAllowed):
+    """The version that was asked for is a delete marker, of which nothing can be read.
+
+    :param modified: when it was made, as headers have times
+    """
+
+    def __init__(self, version: str, modified: str):
+        super().__init__()
+        self.headers = {"x-amz-delete-marker": "true", "x-amz-version-id": version, "Last-Modified": modified,
+                        "Allow": "DELETE"}
+
+
+class IllegalVersioningConfiguration(S3Error):
+    code = "IllegalVersioningConfigurationException"
+    message = "The Versioning element must be specified"
 
 
 class NotImplementedYet(S3Error):

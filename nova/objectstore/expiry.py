@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from nova import exception
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_integer
-from nova.objectstore import errors, lifecycle, listing, multipart, objects
+from nova.objectstore import errors, lifecycle, listing, multipart, objects, versions
 from nova.objectstore.files import Files
 from nova.objectstore.lifecycle import Rule
-from nova.objectstore.models import Bucket, Object, Upload
+from nova.objectstore.models import Bucket, Object, Upload, object_id
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ async def apply(store: Store, files: Files, clock: Callable[[], float]) -> int:
             removed += await _abort_uploads(store, files, bucket, rules, clock())
         if any(rule.days is not None or rule.date is not None for rule in rules):
             removed += await _expire_objects(store, files, bucket, rules, clock())
+        if rules and bucket.versioning:
+            removed += await _expire_versions(store, files, bucket, rules, clock())
     return removed
 
 
@@ -62,6 +64,60 @@ async def _expire_objects(store: Store, files: Files, bucket: Bucket, rules: lis
             log.info("%s/%s has expired by the rule %s", bucket.id, found.key, chosen[1].id)
             removed += 1
     return removed
+
+
+async def _expire_versions(store: Store, files: Files, bucket: Bucket, rules: list[Rule], now: float) -> int:
+    """Remove versions that are not current, and delete markers that are all that is left of their keys."""
+    removed = 0
+    async for record in _over(store, bucket, rules, now):
+        version = versions.shown(record)
+        try:
+            await objects.delete(store, files, bucket, record.key, version, _unchanged_version(record))
+        except (_Changed, errors.NoSuchBucket):
+            continue
+        log.info("the version %s of %s/%s has expired", version, bucket.id, record.key)
+        removed += 1
+    return removed
+
+
+async def _over(store: Store, bucket: Bucket, rules: list[Rule], now: float) -> AsyncIterator[Object]:
+    """The versions and delete markers whose time is over, read in bounded batches."""
+    last = ""
+    above: Object | None = None  # the next newer version of the key
+    newer = 0
+    marker: Object | None = None  # of which nothing older has been seen yet
+    async for members in _batches(store, bucket.versions_key):
+        named = [versions.read_member(member) for member in members]
+        current = {key: object_id(bucket.id, key) for key, _ in named}
+        found = {record.id: record for record in await store.get_many(Object, [
+            *current.values(), *(versions.record_id(current[key], version) for key, version in named)])}
+        for key, version in named:
+            if key != last:
+                if marker and lifecycle.marker_is_over(rules, marker, now):
+                    yield marker
+                last, above, newer, marker = key, found.get(current[key]), 0, None
+                if above and above.is_marker and versions.shown(above) == version:
+                    marker = above
+                    continue
+            marker = None
+            record = found.get(versions.record_id(current[key], version))
+            if record is None or above is None:
+                continue  # it has changed since the index was read
+            # a null marker may be replaced by another one unnoticed, and has no bytes: it stays
+            if (record.version_id or not record.is_marker) and lifecycle.version_is_over(
+                    rules, record, above.modified, newer, now):
+                yield record
+            above, newer = record, newer + 1
+    if marker and lifecycle.marker_is_over(rules, marker, now):
+        yield marker
+
+
+def _unchanged_version(judged: Object) -> objects.Check:
+    """The null version may be replaced; the others have ids that nothing else gets."""
+    def check(now: Object | None) -> None:
+        if (now.file if now else "") != judged.file:
+            raise _Changed
+    return check
 
 
 def _unchanged(judged: Object) -> objects.Check:

@@ -283,7 +283,7 @@ class S3Handler(web.RequestHandler):
         if hang_up:
             self.set_header("Connection", "close")
         self.set_status(error.status)
-        for name, value in self._cors.items():
+        for name, value in {**error.headers, **self._cors}.items():
             self.set_header(name, value)
         if error.status == 304 or self.request.method == "HEAD":
             await self.finish()

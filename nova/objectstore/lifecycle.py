@@ -14,7 +14,7 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
-from nova.objectstore import errors, tags
+from nova.objectstore import errors, tags, versions
 from nova.objectstore.models import Bucket, Object
 
 MAX_RULES = 1000
@@ -195,28 +195,23 @@ def expiration(rules: list[Rule], found: Object) -> tuple[float, Rule] | None:
     return min(((moment, rule) for moment, rule in moments if moment is not None), key=lambda m: m[0], default=None)
 
 
-def stale_versions(rules: list[Rule], stack: list[Object], now: float) -> list[Object]:
-    """The versions of a key that are to be removed for good.
+def version_is_over(rules: list[Rule], version: Object, since: float, newer: int, now: float) -> bool:
+    """Whether a version that is not the current one is to be removed for good.
 
-    A version counts its days from when the next one took its place.  A delete marker is removed when nothing is left
-    behind it and a rule says so, or it is as old as objects may be.
-
-    :param stack: all versions and markers of the key, the newest first
-    :param now: seconds since 1970
+    :param since: when the next one took its place, in seconds since 1970 as is `now`
+    :param newer: how many newer ones there are that are not current either
     """
-    found = []
-    for newer, version in enumerate(stack[1:]):  # so many noncurrent ones are newer
-        for rule in rules:
-            if rule.noncurrent_days is not None and rule.chooses(version) and newer >= rule.keep_noncurrent and (
-                    due(stack[newer].modified, rule.noncurrent_days) <= now):
-                found.append(version)
-                break
-    if len(stack) == 1 and stack[0].is_marker:
-        chosen = expiration(rules, stack[0])
-        lone = any(rule.removes_lone_markers and rule.chooses(stack[0]) for rule in rules)
-        if lone or (chosen is not None and chosen[0] <= now):
-            found.append(stack[0])
-    return found
+    return any(rule.noncurrent_days is not None and rule.chooses(version) and newer >= rule.keep_noncurrent
+               and due(since, rule.noncurrent_days) <= now for rule in rules)
+
+
+def marker_is_over(rules: list[Rule], marker: Object, now: float) -> bool:
+    """Whether a delete marker that is all that is left of its key is to be removed: if a rule says so, or it is as old
+    as objects may be."""
+    if any(rule.removes_lone_markers and rule.chooses(marker) for rule in rules):
+        return True
+    chosen = expiration(rules, marker)
+    return chosen is not None and chosen[0] <= now
 
 
 def upload_due(rules: list[Rule], key: str, initiated: float) -> float | None:
@@ -227,7 +222,7 @@ def upload_due(rules: list[Rule], key: str, initiated: float) -> float | None:
 
 def headers(bucket: Bucket, found: Object) -> dict[str, str]:
     """The header that tells when an object expires, if it does."""
-    if found.is_marker or not bucket.configuration.get("lifecycle"):
+    if not bucket.configuration.get("lifecycle") or found.is_marker or not versions.is_current(found):
         return {}
     chosen = expiration(rules_of(bucket), found)
     if chosen is None:

@@ -37,8 +37,13 @@ class Bucket(datastore.Record):
 
     @property
     def keys_key(self) -> str:
-        """The sorted set of its objects' keys."""
+        """The sorted set of the keys that have an object: whose current version is no delete marker."""
         return f"{datastore.PREFIX}bucket-keys:{self.id}"
+
+    @property
+    def versions_key(self) -> str:
+        """The sorted set of the versions that are not in `keys_key`, as :mod:`nova.objectstore.versions` names them."""
+        return f"{datastore.PREFIX}bucket-versions:{self.id}"
 
     @property
     def uploads_key(self) -> str:
@@ -49,7 +54,7 @@ class Bucket(datastore.Record):
 @datastore.record("object", listed=False)
 @dataclass(frozen=True)
 class Object(datastore.Record):
-    """An object.
+    """A version of an object, or a delete marker; the only one where versioning was never enabled.
 
     `file` is its file below :func:`objects_path`, which never changes.  `md5` and `sha256` are hex and of the whole
     object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed
@@ -131,7 +136,7 @@ class Part(datastore.Record):
 
 
 def object_id(bucket: str, key: str) -> str:
-    """The id of an object's record.  A bucket's name has no slash, so no two objects share one."""
+    """The id of the record of a key's current version.  A bucket's name has no slash, so no two objects share one."""
     return hashlib.sha256(f"{bucket}/{key}".encode()).hexdigest()
 
 

@@ -162,7 +162,7 @@ async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, c
     except FileNotFoundError:
         raise errors.NoSuchUpload() from None
     with Undo(files, new.file):
-        await objects.put(store, files, bucket, new, check, end)
+        new = await objects.put(store, files, bucket, new, check, end)
     failpoint.hit("objectstore.complete.committed")
     await end.remove_files(files)
     return new

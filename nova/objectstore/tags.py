@@ -1,17 +1,14 @@
-"""Tags of objects and buckets: reading and checking them, and changing those of an object.
+"""Tags of objects and buckets: reading, checking and writing them.
 
-Rules: Amazon S3 user guide, "Categorizing your objects using tags"; Cost Management guide, "User-defined tag
-restrictions".
+Pure functions.  Rules: Amazon S3 user guide, "Categorizing your objects using tags"; Cost Management guide,
+"User-defined tag restrictions".
 """
 
 import unicodedata
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, urlencode
 
-from nova import exception
-from nova.datastore import Store
 from nova.objectstore import errors
-from nova.objectstore.models import Object
 
 MAX_OBJECT_TAGS = 10
 MAX_BUCKET_TAGS = 50
@@ -82,17 +79,3 @@ def from_header(headers: Mapping[str, str]) -> dict[str, str]:
 def to_header(tags: Mapping[str, str]) -> str:
     """What :func:`from_header` reads."""
     return urlencode(tags)
-
-
-async def put(store: Store, id: str, tags: dict[str, str]) -> Object:
-    """Replace the tags of an object; returns what it is now.
-
-    An object that takes its place meanwhile gets the tags: the change comes after it, or fails to.
-
-    :param id: of the record
-    :raises NoSuchKey: it is gone
-    """
-    try:
-        return await store.modify(Object, id, lambda found: {"tags": tags} if found.tags != tags else None)
-    except exception.NotFound:
-        raise errors.NoSuchKey() from None

@@ -117,11 +117,19 @@ def bucket_fixture(server: Server, s3) -> Iterator[str]:
     yield name
     for upload in s3.list_multipart_uploads(Bucket=name).get("Uploads", ()):
         s3.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
-    boto3_objects = s3.list_objects_v2(Bucket=name)
-    while boto3_objects.get("Contents"):
-        s3.delete_objects(Bucket=name, Delete={"Objects": [{"Key": o["Key"]} for o in boto3_objects["Contents"]]})
-        boto3_objects = s3.list_objects_v2(Bucket=name)
+    empty(s3, name)
     s3.delete_bucket(Bucket=name)
+
+
+def empty(s3, bucket: str) -> None:
+    """Remove all versions of all objects."""
+    while True:
+        page = s3.list_object_versions(Bucket=bucket)
+        there = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+        if not there:
+            return
+        s3.delete_objects(Bucket=bucket, Delete={
+            "Objects": [{"Key": v["Key"], "VersionId": v["VersionId"]} for v in there]})
 
 
 def code_of(error: pytest.ExceptionInfo) -> tuple[str, int]:

@@ -291,12 +291,12 @@ async def test_an_object_that_was_replaced_stays(server, s3, bucket, monkeypatch
     set_rules(s3, bucket, {"Prefix": "", "Expiration": {"Days": 1}})
     judge = expiry.objects.delete
 
-    async def slowly(store, files, bucket_, key, check=None):
+    async def slowly(store, files, bucket_, key, version=None, check=None):
         if key == "replaced":
             await asyncio.to_thread(s3.put_object, Bucket=bucket, Key=key, Body=b"new")
         elif key == "tagged":
             await asyncio.to_thread(s3.put_object_tagging, Bucket=bucket, Key=key, Tagging={"TagSet": tag_set(a="1")})
-        await judge(store, files, bucket_, key, check=check)
+        await judge(store, files, bucket_, key, version, check)
     monkeypatch.setattr(expiry.objects, "delete", slowly)
     store, files = datastore.open_store(server.redis.url), Files(str(server.objects))
     assert await expiry.apply(store, files, lambda: time.time() + 3 * lifecycle.DAY) == 1
@@ -314,6 +314,58 @@ def test_many_processes_and_more_than_one_batch(server, s3, bucket, monkeypatch)
     with ThreadPoolExecutor(3) as threads:
         removed = list(threads.map(lambda _: apply(server, 3), range(3)))
     assert sum(removed) == 20 and len(keys(s3, bucket)) == 20
+
+
+def test_versions_expire(server, s3, bucket):
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for number in range(4):
+        for key in ("k", "other"):
+            s3.put_object(Bucket=bucket, Key=key, Body=b"%d" % number)
+    s3.delete_object(Bucket=bucket, Key="deleted")
+    s3.delete_object(Bucket=bucket, Key="k")
+
+    def there() -> list[tuple[str, bytes]]:
+        found = s3.list_object_versions(Bucket=bucket)
+        return [(v["Key"], s3.get_object(Bucket=bucket, Key=v["Key"], VersionId=v["VersionId"])["Body"].read())
+                for v in found.get("Versions", ())] + [(m["Key"], b"") for m in found.get("DeleteMarkers", ())]
+    set_rules(s3, bucket, {"Filter": {"Prefix": "k"}, "NoncurrentVersionExpiration": {
+        "NoncurrentDays": 2, "NewerNoncurrentVersions": 3}})
+    assert apply(server, 1.9) == 0 and len(there()) == 10
+    assert apply(server, 3.1) == 1
+    assert there() == [("k", b"3"), ("k", b"2"), ("k", b"1"), ("other", b"3"), ("other", b"2"), ("other", b"1"),
+                       ("other", b"0"), ("deleted", b""), ("k", b"")]
+    set_rules(s3, bucket, {"Filter": {"Prefix": ""}, "NoncurrentVersionExpiration": {"NoncurrentDays": 2},
+                           "Expiration": {"ExpiredObjectDeleteMarker": True}})
+    assert apply(server, 3.1) == 7  # six versions, and the marker that hides nothing
+    assert there() == [("other", b"3"), ("k", b"")]
+    assert apply(server, 3.1) == 1 and there() == [("other", b"3")]
+    set_rules(s3, bucket, {"Filter": {"Prefix": ""}, "Expiration": {"Days": 1}})
+    assert "Expiration" in s3.head_object(Bucket=bucket, Key="other")
+    assert apply(server, 2.1) == 1 and keys(s3, bucket) == []  # hidden, not removed
+    hidden = s3.list_object_versions(Bucket=bucket)["Versions"][0]["VersionId"]
+    assert "Expiration" not in s3.head_object(Bucket=bucket, Key="other", VersionId=hidden)
+    assert sorted(there()) == [("other", b""), ("other", b"3")]
+    s3.delete_object(Bucket=bucket, Key="other", VersionId=hidden)
+    assert apply(server, 2.1) == 1 and there() == []
+
+
+def test_tags_of_versions(s3, bucket):
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    old = s3.put_object(Bucket=bucket, Key="k", Body=b"1", Tagging="a=1")["VersionId"]
+    new = s3.put_object(Bucket=bucket, Key="k", Body=b"2")["VersionId"]
+    assert s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": tag_set(b="2")})["VersionId"] == new
+    assert s3.put_object_tagging(Bucket=bucket, Key="k", VersionId=old, Tagging={"TagSet": tag_set(c="3")})[
+        "VersionId"] == old
+    assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == tag_set(b="2")
+    found = s3.get_object_tagging(Bucket=bucket, Key="k", VersionId=old)
+    assert (found["TagSet"], found["VersionId"]) == (tag_set(c="3"), old)
+    assert s3.delete_object_tagging(Bucket=bucket, Key="k", VersionId=old)["VersionId"] == old
+    assert s3.get_object_tagging(Bucket=bucket, Key="k", VersionId=old)["TagSet"] == []
+    attributes = s3.get_object_attributes(Bucket=bucket, Key="k", VersionId=old, ObjectAttributes=["ETag"])
+    assert (attributes["VersionId"], attributes["ETag"]) == (old, hashlib.md5(b"1").hexdigest())
+    s3.delete_object(Bucket=bucket, Key="k")
+    assert refusal(s3.get_object_tagging, Bucket=bucket, Key="k") == ("NoSuchKey", 404)
+    assert refusal(s3.get_object_tagging, Bucket=bucket, Key="k", VersionId="0" * 32) == ("NoSuchVersion", 404)
 
 
 def test_abandoned_uploads_are_aborted(server, s3, bucket):

@@ -515,13 +515,16 @@ S3_CASES: dict[str, Case] = {
     "HeadBucket": Case(new_bucket, lambda c, t, s: c.head_bucket(Bucket=t.id)),
     "GetBucketLocation": Case(new_bucket, lambda c, t, s: c.get_bucket_location(Bucket=t.id)),
     "GetBucketAcl": Case(new_bucket, lambda c, t, s: c.get_bucket_acl(Bucket=t.id)),
-    "GetBucketConfiguration": Case(new_bucket, lambda c, t, s: c.get_bucket_versioning(Bucket=t.id)),
+    "GetBucketConfiguration": Case(new_bucket, lambda c, t, s: c.get_bucket_logging(Bucket=t.id)),
+    "GetBucketVersioning": Case(new_bucket, lambda c, t, s: c.get_bucket_versioning(Bucket=t.id)),
     "ListObjects": Case(new_object, lambda c, t, s: c.list_objects(Bucket=t.id)["Contents"]),
     "ListObjectsV2": Case(new_object, lambda c, t, s: c.list_objects_v2(Bucket=t.id)["Contents"]),
     "ListObjectVersions": Case(new_object, lambda c, t, s: c.list_object_versions(Bucket=t.id)["Versions"]),
     "ListMultipartUploads": Case(new_upload, lambda c, t, s: c.list_multipart_uploads(Bucket=t.id)["Uploads"]),
     "DeleteBucket": Case(new_bucket, lambda c, t, s: c.delete_bucket(Bucket=t.id), bucket_deleted),
     "DeleteBucketConfiguration": Case(new_bucket, lambda c, t, s: c.delete_bucket_policy(Bucket=t.id)),
+    "PutBucketVersioning": Case(new_bucket, lambda c, t, s: c.put_bucket_versioning(
+        Bucket=t.id, VersioningConfiguration={"Status": "Enabled"})),
     "PutBucketAcl": Case(new_bucket, lambda c, t, s: c.put_bucket_acl(Bucket=t.id, ACL="private")),
     "GetObject": Case(new_object, lambda c, t, s: (
         c.head_object(Bucket=t.id, Key="key"), c.get_object(Bucket=t.id, Key="key")["Body"].read() == BODY)[1]),

@@ -330,38 +330,33 @@ def test_a_rule_that_is_disabled_does_nothing():
     assert lifecycle.rules_of(bucket) == [] and lifecycle.headers(bucket, an_object("x")) == {}
 
 
-def versions_of(*days: int, marker: bool = False) -> list[Object]:
-    """Versions of a key that were put on these days, the newest first."""
-    found = [an_object("k", modified=day * lifecycle.DAY) for day in days]
-    return [dataclasses.replace(found[0], is_marker=True, size=0), *found[1:]] if marker else found
-
-
-def noncurrent(xml: str) -> list[lifecycle.Rule]:
+def rules_for(xml: str) -> list[lifecycle.Rule]:
     kept = lifecycle.read(lifecycle_rules(f"<Filter/>{xml}"))
     return lifecycle.rules_of(Bucket("b", project_id="p", created=0, configuration={"lifecycle": kept}))
 
 
 def test_versions_expire_when_they_have_not_been_current_for_long():
-    rules = noncurrent("<NoncurrentVersionExpiration><NoncurrentDays>5</NoncurrentDays></NoncurrentVersionExpiration>")
-    stack = versions_of(30, 20, 10, 0)
+    days = "<NoncurrentVersionExpiration><NoncurrentDays>5</NoncurrentDays>{}</NoncurrentVersionExpiration>"
+    rules, version = rules_for(days.format("")), an_object("k")
 
-    def removed(day: float) -> list[int]:
-        return [int(v.modified // lifecycle.DAY) for v in lifecycle.stale_versions(rules, stack, day * lifecycle.DAY)]
-    assert removed(15.9) == [] and removed(16) == [0] and removed(26) == [10, 0] and removed(36) == [20, 10, 0]
-    rules = noncurrent("<NoncurrentVersionExpiration><NoncurrentDays>5</NoncurrentDays><NewerNoncurrentVersions>2"
-                       "</NewerNoncurrentVersions></NoncurrentVersionExpiration>")
-    assert removed(1000) == [0]
-    assert lifecycle.stale_versions(rules, versions_of(0), 1e12) == []
+    def is_over(day: float, newer: int = 0) -> bool:
+        return lifecycle.version_is_over(rules, version, 10 * lifecycle.DAY, newer, day * lifecycle.DAY)
+    assert not is_over(15.9) and is_over(16)
+    rules = rules_for(days.format("<NewerNoncurrentVersions>2</NewerNoncurrentVersions>"))
+    assert not is_over(1000, 0) and not is_over(1000, 1) and is_over(1000, 2) and not is_over(15, 2)
+    rules = rules_for(DAYS)
+    assert not is_over(1000, 1000)
 
 
 def test_a_delete_marker_with_nothing_behind_it_is_removed():
-    rules = noncurrent("<Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker></Expiration>")
-    alone, above = versions_of(3, marker=True), versions_of(3, 2, marker=True)
-    assert lifecycle.stale_versions(rules, alone, 0) == alone and lifecycle.stale_versions(rules, above, 1e12) == []
-    by_age = noncurrent("<Expiration><Days>2</Days></Expiration>")
-    assert lifecycle.stale_versions(by_age, alone, 5 * lifecycle.DAY) == []
-    assert lifecycle.stale_versions(by_age, alone, 6 * lifecycle.DAY) == alone
-    assert lifecycle.stale_versions(rules, versions_of(3), 1e12) == []
+    marker = dataclasses.replace(an_object("k", size=0, modified=3 * lifecycle.DAY), is_marker=True)
+    asked = rules_for("<Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker></Expiration>")
+    assert lifecycle.marker_is_over(asked, marker, 0)
+    by_age = rules_for("<Expiration><Days>2</Days></Expiration>")
+    assert not lifecycle.marker_is_over(by_age, marker, 5 * lifecycle.DAY)
+    assert lifecycle.marker_is_over(by_age, marker, 6 * lifecycle.DAY)
+    assert not lifecycle.marker_is_over(rules_for("<NoncurrentVersionExpiration><NoncurrentDays>1</NoncurrentDays>"
+                                                  "</NoncurrentVersionExpiration>"), marker, 1e12)
 
 
 # -- names of buckets -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from nova.objectstore.operations import (
     object,
     subresources,
     tagging,
+    versions,
 )
 from nova.objectstore.operations.base import Operation
 from nova.objectstore.request import Target
@@ -23,7 +24,9 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("HEAD", ""): bucket.HeadBucket,
     ("PUT", ""): bucket.CreateBucket,
     ("DELETE", ""): bucket.DeleteBucket,
-    ("GET", "versions"): bucket.ListObjectVersions,
+    ("GET", "versions"): versions.ListObjectVersions,
+    ("GET", "versioning"): versions.GetBucketVersioning,
+    ("PUT", "versioning"): versions.PutBucketVersioning,
     ("GET", "uploads"): bucket.ListMultipartUploads,
     ("POST", "delete"): bucket.DeleteObjects,
     ("GET", "location"): subresources.GetBucketLocation,

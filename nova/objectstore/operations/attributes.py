@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from nova.objectstore import checksums, conditions, errors, objects
+from nova.objectstore import checksums, conditions, errors
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object
 from nova.objectstore.operations.base import Operation, Response, http_time, xml
-from nova.objectstore.operations.object import check_version
+from nova.objectstore.operations.headers import of_version
+from nova.objectstore.operations.object import target_object
 from nova.objectstore.request import number
 
 _ATTRIBUTES = frozenset(("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"))
@@ -17,7 +18,6 @@ class GetObjectAttributes(Operation):
     """GET object?attributes."""
 
     async def check(self) -> None:
-        check_version(self.target.params)
         wanted = ",".join(self.headers.get_list("x-amz-object-attributes"))
         self.wanted = {name.strip() for name in wanted.split(",") if name.strip()}
         if not self.wanted:
@@ -29,7 +29,7 @@ class GetObjectAttributes(Operation):
         self.marker = number(dict(self.headers), "X-Amz-Part-Number-Marker", 0, 0, 2**31 - 1)
 
     async def run(self, received: Received) -> Response:
-        found = await objects.open_object(self.call.store, self.bucket.id, self.target.key)
+        found = await target_object(self)
         conditions.check_read(self.headers, found.etag, found.modified)
         sums = checksums.members(found.checksums)
         known: dict[str, Any] = {
@@ -37,7 +37,7 @@ class GetObjectAttributes(Operation):
             "ObjectParts": self._parts(found) if found.part_sizes else None, "StorageClass": found.storage_class,
             "ObjectSize": found.size}
         response = xml("GetObjectAttributes", {n: v for n, v in known.items() if n in self.wanted})
-        response.headers["Last-Modified"] = http_time(found.modified)
+        response.headers |= {"Last-Modified": http_time(found.modified), **of_version(self.bucket, found)}
         return response
 
     def _parts(self, found: Object) -> dict[str, Any]:

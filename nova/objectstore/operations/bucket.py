@@ -5,7 +5,7 @@ from typing import Any
 
 from nova import exception
 from nova.flags import FLAGS
-from nova.objectstore import buckets, errors, listing, multipart, objects
+from nova.objectstore import buckets, errors, listing, multipart, objects, versions
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, Upload
 from nova.objectstore.operations.base import Encoding, Operation, Response, owner, xml
@@ -63,8 +63,8 @@ class DeleteBucket(Operation):
             return  # its client was faster
 
 
-class _ListObjects(Operation):
-    """What both forms of listing have in common."""
+class Listing(Operation):
+    """What all listings of objects have in common."""
 
     async def check(self) -> None:
         params = self.target.params
@@ -96,7 +96,7 @@ class _ListObjects(Operation):
         return [{"Prefix": self.encoded(prefix)} for prefix in page.prefixes]
 
 
-class ListObjects(_ListObjects):
+class ListObjects(Listing):
     """GET bucket, the first form."""
 
     async def run(self, received: Received) -> Response:
@@ -108,7 +108,7 @@ class ListObjects(_ListObjects):
             "Contents": [self.item(o, True) for o in found], "CommonPrefixes": self.prefixes(page)})
 
 
-class ListObjectsV2(_ListObjects):
+class ListObjectsV2(Listing):
     """GET bucket?list-type=2."""
 
     async def run(self, received: Received) -> Response:
@@ -124,21 +124,6 @@ class ListObjectsV2(_ListObjects):
             "NextContinuationToken": listing.token(page.next) if page.next else None,
             "StartAfter": self.encoded(start_after) if start_after else None,
             "Contents": [self.item(o, with_owner) for o in found], "CommonPrefixes": self.prefixes(page)})
-
-
-class ListObjectVersions(_ListObjects):
-    """GET bucket?versions: each object has the one version 'null'."""
-
-    async def run(self, received: Received) -> Response:
-        marker = self.target.params.get("key-marker", "")
-        page, found = await self.page(marker)
-        return xml("ListObjectVersions", {
-            **self.common(page), "KeyMarker": self.encoded(marker),
-            "VersionIdMarker": self.target.params.get("version-id-marker", ""),
-            "NextKeyMarker": self.encoded(page.next) if page.next else None,
-            "NextVersionIdMarker": "null" if page.next else None,
-            "Versions": [{"VersionId": "null", "IsLatest": True, **self.item(o, True)} for o in found],
-            "CommonPrefixes": self.prefixes(page)})
 
 
 class ListMultipartUploads(Operation):
@@ -178,24 +163,26 @@ class DeleteObjects(Operation):
         if len(request["Objects"]) > listing.MAX_KEYS:
             raise errors.MalformedXML()
         wanted = [(item["Key"], item.get("VersionId", "").strip()) for item in request["Objects"]]
-        results: list[dict[str, str | None]] = []
+        results: list[dict[str, Any]] = []
         for start in range(0, len(wanted), self._AT_ONCE):
             results += await asyncio.gather(*(self._delete(*w) for w in wanted[start:start + self._AT_ONCE]))
         deleted = [] if request.get("Quiet") else [result for result in results if "Code" not in result]
         return xml("DeleteObjects", {"Deleted": deleted, "Errors": [result for result in results if "Code" in result]})
 
-    async def _delete(self, key: str, version: str) -> dict[str, str | None]:
+    async def _delete(self, key: str, version: str) -> dict[str, Any]:
         """Remove one; its answer has a Code if that was not possible."""
         name = {"Key": key, "VersionId": version or None}
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
-            if version not in ("", "null"):
-                raise errors.NoSuchVersion()
-            await objects.delete(self.call.store, self.call.files, self.bucket, key)
+            removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None)
+        except errors.InvalidArgument:  # an id that no version has; here S3 tells it so
+            return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}
         except errors.S3Error as error:
             return {**name, "Code": error.code, "Message": error.message}
         except exception.Unavailable:
             unavailable = errors.ServiceUnavailable()
             return {**name, "Code": unavailable.code, "Message": unavailable.message}
+        if removed and removed.is_marker:
+            return {**name, "DeleteMarker": True, "DeleteMarkerVersionId": versions.shown(removed)}
         return name

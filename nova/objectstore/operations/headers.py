@@ -4,8 +4,8 @@ import re
 
 from tornado.httputil import HTTPHeaders
 
-from nova.objectstore import checksums, errors
-from nova.objectstore.models import Object
+from nova.objectstore import checksums, errors, versions
+from nova.objectstore.models import Bucket, Object
 from nova.objectstore.operations.base import http_time
 
 _CONTENT = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires")
@@ -109,6 +109,11 @@ def of_object(found: Object, params: dict[str, str], with_checksums: bool) -> di
                 raise errors.InvalidArgument(reason=f"{parameter} is not valid")
             headers[name] = value
     return headers
+
+
+def of_version(bucket: Bucket, found: Object) -> dict[str, str]:
+    """The header that tells a version's id, where there may be several: clients take it for a sign of that."""
+    return {"x-amz-version-id": versions.shown(found)} if bucket.versioning or found.version_id else {}
 
 
 def of_checksums(found: Object) -> dict[str, str]:

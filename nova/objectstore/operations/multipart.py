@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _COPY_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})")
 #: seconds after which a client that waits for CompleteMultipartUpload is shown that it goes on, and between such signs
 _PATIENCE = 10.0
+#: how many versions of a key may have come since an upload was completed whose client asks again
+_RECENT = 100
 
 
 class CreateMultipartUpload(Operation):
@@ -124,7 +126,7 @@ class UploadPartCopy(Operation):
 
     async def run(self, received: Received) -> Response:
         files = self.call.files
-        source = await open_source(self, *self.source)
+        told, source = await open_source(self, *self.source)
         start, length = self._range(source.size)
         writer = await process.wait(files.pool.run(files.new, f"p-{records.part_id(self.upload.id, self.number)}"))
         try:
@@ -136,8 +138,10 @@ class UploadPartCopy(Operation):
         with Undo(files, writer.name):
             part = multipart.new_part(self.upload, self.number, writer.name, copied.size, copied.md5, copied.checksums)
             await multipart.put_part(self.call.store, files, self.upload, part)
-        return xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
-                                      **checksums.members(part.checksums)})
+        response = xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
+                                          **checksums.members(part.checksums)})
+        response.headers |= told
+        return response
 
     def _range(self, size: int) -> tuple[int, int]:
         header = self.headers.get("x-amz-copy-source-range")
@@ -222,14 +226,18 @@ class CompleteMultipartUpload(Operation):
 
     async def _completed_before(self) -> records.Object:
         """The object, if this upload became it: the client did not get the first answer, and asks again."""
-        found = await self.call.store.get(records.Object, records.object_id(self.bucket.id, self.target.key))
-        if found is None or found.upload_id != self.target.params["uploadId"]:
-            raise errors.NoSuchUpload()
-        return found
+        store, key = self.call.store, self.target.key
+        found = [await objects.find(store, self.bucket.id, key)]
+        if self.bucket.versioning:
+            found += await objects.older_versions(store, self.bucket, key, _RECENT)
+        for version in found:
+            if version and version.upload_id == self.target.params["uploadId"]:
+                return version
+        raise errors.NoSuchUpload()
 
     def _result(self, new: records.Object) -> Response:
         response = xml("CompleteMultipartUpload", self._members(new))
-        response.headers |= lifecycle.headers(self.bucket, new)
+        response.headers |= {**object_headers.of_version(self.bucket, new), **lifecycle.headers(self.bucket, new)}
         return response
 
     def _members(self, new: records.Object) -> dict[str, Any]:

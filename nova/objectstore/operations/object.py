@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from nova import process
 from nova.auth import rbac
-from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags
+from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
 from nova.objectstore.models import Object, object_id
@@ -19,11 +19,12 @@ _BLOCK = 256 << 10
 _TURNS = 3
 
 
-def check_version(params: dict[str, str]) -> None:
-    """The only version of an object is 'null'; :raises NoSuchVersion, InvalidArgument:"""
+def version_of(params: dict[str, str]) -> str | None:
+    """The version that a request names; :raises InvalidArgument: no version has such an id"""
     version = params.get("versionId")
-    if version is not None and version != "null":
-        raise errors.NoSuchVersion()
+    if version is not None:
+        versions.check_id(version)
+    return version
 
 
 class PutObject(Upload):
@@ -43,8 +44,8 @@ class PutObject(Upload):
         self.tags = tags.from_header(self.headers)
         self.may_replace = objects.write_check(self.headers)
         old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
-        self.may_replace(old)
-        await self.check_room(old.size if old else 0)
+        self.may_replace(versions.live(old))
+        await self.check_room(versions.replaces(self.bucket.versioning, old))
 
     @property
     def wanted_checksums(self) -> frozenset[str]:
@@ -63,9 +64,9 @@ class PutObject(Upload):
                 size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
                 headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
                 storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags)
-            await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
-        return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_checksums(new),
-                                 **lifecycle.headers(self.bucket, new)})
+            new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
+        return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
+                                 **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
 
     async def abandon(self) -> None:
         if self.writer:
@@ -86,7 +87,9 @@ class CopyObject(Operation):
         self.tags = tags.from_header(self.headers)
         self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         self.source = copy_source(self.headers["x-amz-copy-source"])
-        if self.source == (self.bucket.id, self.target.key) and self.directive == "COPY":
+        onto_itself = self.source[:2] == (self.bucket.id, self.target.key)
+        names_a_version = self.bucket.versioning and self.source[2] is not None
+        if onto_itself and self.directive == "COPY" and not names_a_version:
             raise errors.InvalidRequest(
                 reason="This copy request is illegal because it is trying to copy an object to itself without "
                        "changing the object's metadata, storage class, website redirect location or encryption "
@@ -95,7 +98,7 @@ class CopyObject(Operation):
     async def run(self, received: Received) -> Response:
         files = self.call.files
         id = object_id(self.bucket.id, self.target.key)
-        source, file = await self._link(f"o-{id}")
+        told, source, file = await self._link(f"o-{id}")
         with Undo(files, file):
             replace = self.directive == "REPLACE"
             sums = await self._checksums(source, file)
@@ -107,11 +110,12 @@ class CopyObject(Operation):
                 metadata=object_headers.metadata(self.headers) if replace else source.metadata,
                 storage_class=object_headers.storage_class(self.headers),
                 checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags)
-            await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
+            new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
                                       **checksums.members(new.checksums),
                                       "ChecksumType": new.checksum_type if new.checksums else None})
-        response.headers |= lifecycle.headers(self.bucket, new)
+        response.headers |= {**told, **object_headers.of_version(self.bucket, new),
+                             **lifecycle.headers(self.bucket, new)}
         return response
 
     async def _checksums(self, source: Object, file: str) -> dict[str, str]:
@@ -129,41 +133,59 @@ class CopyObject(Operation):
             return checksums.encode(hasher.digest())
         return {wanted: await process.wait(self.call.files.pool.run(compute))}
 
-    async def _link(self, owner: str) -> tuple[Object, str]:
-        """The source, and a new name for its file."""
+    async def _link(self, owner: str) -> tuple[dict[str, str], Object, str]:
+        """What the answer tells of the source, the source, and a new name for its file."""
         files = self.call.files
         for _ in range(_TURNS):
-            source = await open_source(self, *self.source)
+            told, source = await open_source(self, *self.source)
             try:
-                return source, await process.wait(files.pool.run(files.link, source.file, owner))
+                return told, source, await process.wait(files.pool.run(files.link, source.file, owner))
             except FileNotFoundError:
                 continue
         raise errors.InternalError()
 
 
-async def open_source(operation: Operation, bucket: str, key: str) -> Object:
-    """The object to copy from.
+async def open_source(operation: Operation, bucket: str, key: str,
+                      version: str | None) -> tuple[dict[str, str], Object]:
+    """The headers that tell which version is copied, and the object to copy from.
 
-    :raises NoSuchBucket, NoSuchKey, AccessDenied, PreconditionFailed:
+    :raises NoSuchBucket, NoSuchKey, NoSuchVersion, AccessDenied, PreconditionFailed:
+    :raises InvalidRequest: this version is a delete marker
     """
     owner = await buckets.get(operation.call.store, bucket)
     if not rbac.allows(operation.call.identity, "GetObject", owner.user_id, owner.project_id):
         raise errors.AccessDenied()
-    source = await objects.open_object(operation.call.store, bucket, key)
+    try:
+        source = await objects.open_object(operation.call.store, bucket, key, version)
+    except errors.VersionIsMarker:
+        raise errors.InvalidRequest(reason="The source of a copy request may not specifically refer to a delete "
+                                           "marker by version id.") from None
+    except errors.KeyIsDeleted:
+        raise errors.NoSuchKey() from None  # its headers would speak of the copy
     conditions.check_copy(operation.headers, source.etag, source.modified)
-    return source
+    return {f"x-amz-copy-source-{name.removeprefix('x-amz-')}": value
+            for name, value in object_headers.of_version(owner, source).items()}, source
+
+
+async def target_object(operation: Operation) -> Object:
+    """The object, or the version of it, that a request is about.
+
+    :raises NoSuchKey, NoSuchVersion, InvalidArgument, VersionIsMarker:
+    """
+    return await objects.open_object(operation.call.store, operation.bucket.id, operation.target.key,
+                                     version_of(operation.target.params))
 
 
 class GetObject(Operation):
     """GET and HEAD object, whole or one range or part of it."""
 
     async def check(self) -> None:
-        check_version(self.target.params)
+        version_of(self.target.params)
 
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
         for _ in range(_TURNS):
-            found = await objects.open_object(self.call.store, self.bucket.id, self.target.key)
+            found = await target_object(self)
             response, start, length = self._describe(found)
             if not with_body:
                 return response
@@ -182,12 +204,13 @@ class GetObject(Operation):
             chosen = part or conditions.parse_range(self.headers.get("Range"), found.size)
         except errors.NotModified as error:
             headers = object_headers.of_object(found, {}, False)
-            return Response(error.status, {n: headers[n] for n in ("ETag", "Last-Modified")}), 0, 0
+            return Response(error.status, {**{n: headers[n] for n in ("ETag", "Last-Modified")},
+                                           **object_headers.of_version(self.bucket, found)}), 0, 0
         start, length = chosen or (0, found.size)
         whole = length == found.size
         with_checksums = whole and self.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
         headers = object_headers.of_object(found, self.target.params, with_checksums)
-        headers |= lifecycle.headers(self.bucket, found)
+        headers |= {**object_headers.of_version(self.bucket, found), **lifecycle.headers(self.bucket, found)}
         headers["Content-Length"] = str(length)
         if part and found.part_sizes:
             headers["x-amz-mp-parts-count"] = str(len(found.part_sizes))
@@ -238,7 +261,7 @@ class DeleteObject(Operation):
     """DELETE object; it is no error if there is none."""
 
     async def check(self) -> None:
-        check_version(self.target.params)
+        self.version = version_of(self.target.params)
 
     async def run(self, received: Received) -> Response:
         match = self.headers.get("If-Match")
@@ -246,5 +269,13 @@ class DeleteObject(Operation):
         def may_delete(old: Object | None) -> None:
             if match is not None and old is not None:
                 conditions.check_write({"If-Match": match}, old.etag)
-        await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, may_delete)
-        return Response(204)
+        removed = await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, self.version,
+                                       may_delete)
+        headers = {}
+        if self.version is not None:
+            headers["x-amz-version-id"] = self.version
+        elif removed and removed.is_marker:
+            headers["x-amz-version-id"] = versions.shown(removed)
+        if removed and removed.is_marker:
+            headers["x-amz-delete-marker"] = "true"
+        return Response(204, headers)

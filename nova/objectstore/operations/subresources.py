@@ -5,9 +5,9 @@ Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go 
 
 from nova.objectstore import errors
 from nova.objectstore.body import Received
-from nova.objectstore.models import Object, object_id
 from nova.objectstore.operations.base import Operation, Response, owner, xml
 from nova.objectstore.operations.headers import check_acl
+from nova.objectstore.operations.object import target_object
 
 #: sub-resource of a bucket -> code and text of the error when it is not set
 _NOT_SET = {
@@ -25,7 +25,6 @@ _NOT_SET = {
 }
 #: sub-resource of a bucket -> operation of the model that gets it, and the answer when it is not set
 _EMPTY: dict[str, tuple[str, dict[str, str]]] = {
-    "versioning": ("GetBucketVersioning", {}),
     "logging": ("GetBucketLogging", {}),
     "notification": ("GetBucketNotificationConfiguration", {}),
     "accelerate": ("GetBucketAccelerateConfiguration", {}),
@@ -81,8 +80,7 @@ class _OfObject(Operation):
     """A sub-resource of an object that must be there."""
 
     async def check(self) -> None:
-        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
-            raise errors.NoSuchKey()
+        await target_object(self)
 
 
 def _acl(operation: str, project_id: str) -> Response:
@@ -129,8 +127,7 @@ class PutObjectAcl(PutBucketAcl):
 
     async def check(self) -> None:
         await super().check()
-        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
-            raise errors.NoSuchKey()
+        await target_object(self)
 
 
 class NotOffered(Operation):

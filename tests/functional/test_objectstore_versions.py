@@ -1,0 +1,561 @@
+"""Versions of objects over HTTP: what stays, what comes back, what is listed, and who wins a race."""
+
+import hashlib
+import http.client
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.conftest import wait_until
+from tests.functional.s3 import (  # noqa: F401 (the fixtures)
+    MIB,
+    bucket_fixture,
+    code_of,
+    empty,
+    own_fixture,
+    s3_fixture,
+    server_fixture,
+    sign,
+    signed,
+    start,
+    stop,
+)
+
+NOBODY_HAS_IT = "0123456789abcdef" * 2
+
+
+@pytest.fixture(name="versioned")
+def versioned_fixture(s3, bucket) -> str:
+    enable(s3, bucket)
+    return bucket
+
+
+def enable(s3, bucket: str, status: str = "Enabled") -> None:
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": status})
+
+
+def suspend(s3, bucket: str) -> None:
+    enable(s3, bucket, "Suspended")
+
+
+def put(s3, bucket: str, body: bytes, key: str = "k", **more: Any) -> str | None:
+    return s3.put_object(Bucket=bucket, Key=key, Body=body, **more).get("VersionId")
+
+
+def delete(s3, bucket: str, version: str | None = None, key: str = "k") -> dict[str, Any]:
+    answer = s3.delete_object(Bucket=bucket, Key=key, **({"VersionId": version} if version else {}))
+    return {name: answer[name] for name in ("VersionId", "DeleteMarker") if name in answer}
+
+
+def get(s3, bucket: str, version: str | None = None, key: str = "k") -> bytes:
+    answer = s3.get_object(Bucket=bucket, Key=key, **({"VersionId": version} if version else {}))
+    return answer["Body"].read()
+
+
+def refused(call, *arguments, **named) -> tuple[str, int]:
+    with pytest.raises(ClientError) as error:
+        call(*arguments, **named)
+    return code_of(error)
+
+
+def listed(s3, bucket: str, **how: Any) -> list[tuple[str, str, bool, bool]]:
+    """Key, id, whether it is the latest and whether it is a marker, of every version and marker, by key and age."""
+    found = []
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, **how):
+        found += [(v["Key"], v["VersionId"], v["IsLatest"], False) for v in page.get("Versions", ())]
+        found += [(v["Key"], v["VersionId"], v["IsLatest"], True) for v in page.get("DeleteMarkers", ())]
+    return found
+
+
+# -- the bucket -------------------------------------------------------------------------------------------------------
+
+def test_versioning_is_off_then_enabled_then_suspended(s3, bucket):
+    assert "Status" not in s3.get_bucket_versioning(Bucket=bucket)
+    for status in ("Enabled", "Suspended", "Enabled"):
+        enable(s3, bucket, status)
+        assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == status
+
+
+def test_mfa_delete_is_refused(server, s3, bucket):
+    assert refused(s3.put_bucket_versioning, Bucket=bucket, VersioningConfiguration={
+        "Status": "Enabled", "MFADelete": "Enabled"}) == ("NotImplemented", 501)
+    assert "Status" not in s3.get_bucket_versioning(Bucket=bucket)
+    enable(s3, bucket)
+
+
+@pytest.mark.parametrize("body, code", [
+    (b"<VersioningConfiguration/>", b"IllegalVersioningConfigurationException"), (b"", b"MissingRequestBodyError"),
+    (b"<VersioningConfiguration><Status>On</Status></VersioningConfiguration>", b"MalformedXML")])
+def test_bad_versioning_configurations(server, bucket, body, code):
+    status, answer = signed(server, "PUT", f"/{bucket}?versioning", body)
+    assert status == 400 and b"<Code>" + code + b"</Code>" in answer
+
+
+def test_only_the_owner_changes_versioning(server, bucket):
+    assert refused(server.client("two").put_bucket_versioning, Bucket=bucket, VersioningConfiguration={
+        "Status": "Enabled"}) == ("AccessDenied", 403)
+
+
+def test_a_bucket_is_not_removed_while_it_has_versions(s3, versioned):
+    first = put(s3, versioned, b"1")
+    marker = delete(s3, versioned)["VersionId"]
+    assert refused(s3.delete_bucket, Bucket=versioned) == ("BucketNotEmpty", 409)
+    delete(s3, versioned, first)
+    assert refused(s3.delete_bucket, Bucket=versioned) == ("BucketNotEmpty", 409)
+    delete(s3, versioned, marker)
+    s3.delete_bucket(Bucket=versioned)
+    s3.create_bucket(Bucket=versioned)
+    assert "Status" not in s3.get_bucket_versioning(Bucket=versioned)
+
+
+# -- putting and getting ----------------------------------------------------------------------------------------------
+
+def test_every_put_makes_a_version(s3, versioned):
+    ids = [put(s3, versioned, body) for body in (b"1", b"22", b"333")]
+    assert len(set(ids)) == 3 and "null" not in ids
+    assert get(s3, versioned) == b"333"
+    assert [get(s3, versioned, id) for id in ids] == [b"1", b"22", b"333"]
+    for id, size in zip(ids, (1, 2, 3), strict=True):
+        head = s3.head_object(Bucket=versioned, Key="k", VersionId=id)
+        assert (head["VersionId"], head["ContentLength"]) == (id, size)
+    assert s3.head_object(Bucket=versioned, Key="k")["VersionId"] == ids[2]
+    assert listed(s3, versioned) == [("k", id, id == ids[2], False) for id in reversed(ids)]
+
+
+def test_a_bucket_that_never_had_versions_tells_of_none(s3, bucket):
+    answer = s3.put_object(Bucket=bucket, Key="k", Body=b"1")
+    copied = s3.copy_object(Bucket=bucket, Key="copy", CopySource=f"{bucket}/k")
+    for answer in (answer, copied, s3.get_object(Bucket=bucket, Key="k"), s3.head_object(Bucket=bucket, Key="k"),
+                   s3.delete_object(Bucket=bucket, Key="k")):
+        assert not {"VersionId", "CopySourceVersionId", "DeleteMarker"}.intersection(answer)
+    assert get(s3, bucket, "null", "copy") == b"1"
+    delete(s3, bucket, "null", "copy")
+    assert listed(s3, bucket) == []
+
+
+def test_an_object_from_before_is_the_null_version(s3, bucket):
+    put(s3, bucket, b"old")
+    enable(s3, bucket)
+    assert s3.head_object(Bucket=bucket, Key="k")["VersionId"] == "null"
+    new = put(s3, bucket, b"new")
+    assert (get(s3, bucket), get(s3, bucket, "null"), get(s3, bucket, new)) == (b"new", b"old", b"new")
+    assert listed(s3, bucket) == [("k", new, True, False), ("k", "null", False, False)]
+
+
+@pytest.mark.parametrize("version, error", [
+    (NOBODY_HAS_IT, ("NoSuchVersion", 404)), ("null", ("NoSuchVersion", 404)), ("../..", ("InvalidArgument", 400))])
+def test_versions_that_are_not_there(s3, versioned, version, error):
+    put(s3, versioned, b"1")
+    assert refused(get, s3, versioned, version) == error
+    assert refused(s3.copy_object, Bucket=versioned, Key="c", CopySource=f"{versioned}/k?versionId={version}") == error
+    for call in (s3.get_object_tagging, s3.get_object_acl):
+        assert refused(call, Bucket=versioned, Key="k", VersionId=version) == error
+
+
+def test_ranges_and_conditions_are_of_the_version(s3, versioned):
+    first = put(s3, versioned, b"0123456789")
+    put(s3, versioned, b"x")
+    answer = s3.get_object(Bucket=versioned, Key="k", VersionId=first, Range="bytes=2-4")
+    assert (answer["Body"].read(), answer["VersionId"]) == (b"234", first)
+    etag = hashlib.md5(b"0123456789").hexdigest()
+    assert refused(s3.get_object, Bucket=versioned, Key="k", VersionId=first, IfNoneMatch=etag) == ("304", 304)
+    assert refused(s3.get_object, Bucket=versioned, Key="k", IfMatch=etag) == ("PreconditionFailed", 412)
+
+
+# -- delete markers ---------------------------------------------------------------------------------------------------
+
+def test_a_delete_marker_hides_the_object(s3, versioned):
+    first = put(s3, versioned, b"1")
+    answer = delete(s3, versioned)
+    marker = answer["VersionId"]
+    assert answer["DeleteMarker"] and marker not in (first, "null")
+    assert s3.list_objects_v2(Bucket=versioned)["KeyCount"] == 0
+    assert get(s3, versioned, first) == b"1"
+    assert listed(s3, versioned) == [("k", first, False, False), ("k", marker, True, True)]
+    second = put(s3, versioned, b"2")
+    assert [o["Key"] for o in s3.list_objects_v2(Bucket=versioned)["Contents"]] == ["k"]
+    assert sorted(listed(s3, versioned)) == sorted([
+        ("k", second, True, False), ("k", first, False, False), ("k", marker, False, True)])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_asking_for_a_marker_answers(server, s3, versioned, method):
+    put(s3, versioned, b"1")
+    marker = delete(s3, versioned)["VersionId"]
+    for query, status in (("", 404), (f"?versionId={marker}", 405)):
+        request = sign(server, method, f"/{versioned}/k{query}")
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection.request(method, f"/{versioned}/k{query}", headers=dict(request.headers.items()))
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert (answer.status, answer.headers["x-amz-delete-marker"], answer.headers["x-amz-version-id"]) == (
+            status, "true", marker)
+        assert (answer.headers["Allow"], bool(answer.headers["Last-Modified"])) == (
+            ("DELETE", True) if query else (None, False))
+        code = b"MethodNotAllowed" if query else b"NoSuchKey"
+        assert body == b"" if method == "HEAD" else b"<Code>" + code + b"</Code>" in body
+
+
+def test_deleting_what_is_not_there_leaves_a_marker_each_time(s3, versioned):
+    markers = [delete(s3, versioned)["VersionId"] for _ in range(2)]
+    assert listed(s3, versioned) == [("k", markers[1], True, True), ("k", markers[0], False, True)]
+
+
+def test_deleting_the_marker_brings_the_object_back(s3, versioned):
+    first = put(s3, versioned, b"1")
+    marker = delete(s3, versioned)["VersionId"]
+    assert delete(s3, versioned, marker) == {"VersionId": marker, "DeleteMarker": True}
+    assert get(s3, versioned) == b"1" and s3.list_objects_v2(Bucket=versioned)["KeyCount"] == 1
+    assert listed(s3, versioned) == [("k", first, True, False)]
+
+
+def test_deleting_versions_from_the_newest_to_the_oldest(server, s3, versioned):
+    ids = [put(s3, versioned, bytes([n])) for n in range(4)]
+    for n in (3, 2, 1):
+        assert delete(s3, versioned, ids[n]) == {"VersionId": ids[n]}
+        assert get(s3, versioned) == bytes([n - 1])
+        assert refused(get, s3, versioned, ids[n]) == ("NoSuchVersion", 404)
+    assert listed(s3, versioned) == [("k", ids[0], True, False)]
+    delete(s3, versioned, ids[0])
+    assert refused(get, s3, versioned) == ("NoSuchKey", 404)
+
+
+def test_deleting_an_object_may_bring_an_older_marker_to_the_front(s3, versioned):
+    first = put(s3, versioned, b"1")
+    marker = delete(s3, versioned)["VersionId"]
+    second = put(s3, versioned, b"2")
+    delete(s3, versioned, second)
+    assert refused(get, s3, versioned) == ("NoSuchKey", 404)
+    assert listed(s3, versioned) == [("k", first, False, False), ("k", marker, True, True)]
+    delete(s3, versioned, first)
+    assert listed(s3, versioned) == [("k", marker, True, True)]
+
+
+def test_deleting_a_version_that_is_not_there_is_no_error(s3, versioned):
+    first = put(s3, versioned, b"1")
+    assert delete(s3, versioned, NOBODY_HAS_IT) == {"VersionId": NOBODY_HAS_IT}
+    assert listed(s3, versioned) == [("k", first, True, False)]
+
+
+def test_the_files_of_versions_go_with_them(server, s3, versioned):
+    before = set(server.files())
+    ids = [put(s3, versioned, bytes(MIB)) for _ in range(3)]
+    assert len(set(server.files()) - before) == 3
+    for id in ids:
+        delete(s3, versioned, id)
+    assert set(server.files()) == before
+
+
+# -- suspended --------------------------------------------------------------------------------------------------------
+
+def test_a_suspended_put_replaces_only_the_null_version(server, s3, bucket):
+    put(s3, bucket, b"0")
+    enable(s3, bucket)
+    first = put(s3, bucket, b"1")
+    suspend(s3, bucket)
+    files = len(server.files())
+    assert put(s3, bucket, b"2") == "null"
+    assert (get(s3, bucket), get(s3, bucket, "null"), get(s3, bucket, first)) == (b"2", b"2", b"1")
+    assert listed(s3, bucket) == [("k", "null", True, False), ("k", first, False, False)]
+    assert put(s3, bucket, b"3") == "null" and get(s3, bucket) == b"3"
+    assert listed(s3, bucket) == [("k", "null", True, False), ("k", first, False, False)]
+    assert len(server.files()) == files
+
+
+def test_a_suspended_delete_replaces_the_null_version_by_a_null_marker(server, s3, bucket):
+    enable(s3, bucket)
+    first = put(s3, bucket, b"1")
+    suspend(s3, bucket)
+    put(s3, bucket, b"2")
+    files = len(server.files())
+    for _ in range(2):
+        assert delete(s3, bucket) == {"VersionId": "null", "DeleteMarker": True}
+        assert sorted(listed(s3, bucket)) == sorted([("k", "null", True, True), ("k", first, False, False)])
+    assert len(server.files()) == files - 1
+    assert refused(get, s3, bucket) == ("NoSuchKey", 404)
+    assert refused(get, s3, bucket, "null") == ("MethodNotAllowed", 405)
+    assert delete(s3, bucket, "null") == {"VersionId": "null", "DeleteMarker": True}
+    assert get(s3, bucket) == b"1"
+
+
+def test_a_null_marker_stays_when_versioning_is_enabled_again(s3, bucket):
+    enable(s3, bucket)
+    suspend(s3, bucket)
+    delete(s3, bucket)
+    enable(s3, bucket)
+    first = put(s3, bucket, b"1")
+    assert sorted(listed(s3, bucket)) == sorted([("k", first, True, False), ("k", "null", False, True)])
+    suspend(s3, bucket)
+    put(s3, bucket, b"2")
+    assert listed(s3, bucket) == [("k", "null", True, False), ("k", first, False, False)]
+
+
+# -- copies and parts -------------------------------------------------------------------------------------------------
+
+def test_copying_a_version(s3, versioned):
+    first = put(s3, versioned, b"1", Metadata={"n": "1"})
+    put(s3, versioned, b"2")
+    answer = s3.copy_object(Bucket=versioned, Key="copy", CopySource=f"{versioned}/k?versionId={first}")
+    assert answer["CopySourceVersionId"] == first and answer["VersionId"] not in (None, first, "null")
+    copy = s3.get_object(Bucket=versioned, Key="copy")
+    assert (copy["Body"].read(), copy["Metadata"], copy["VersionId"]) == (b"1", {"n": "1"}, answer["VersionId"])
+
+
+def test_restoring_an_old_version_by_a_copy_onto_its_key(s3, versioned):
+    first = put(s3, versioned, b"1")
+    put(s3, versioned, b"2")
+    answer = s3.copy_object(Bucket=versioned, Key="k", CopySource=f"{versioned}/k?versionId={first}")
+    assert get(s3, versioned) == b"1" and len(listed(s3, versioned)) == 3
+    assert answer["VersionId"] != first
+    assert refused(s3.copy_object, Bucket=versioned, Key="k", CopySource=f"{versioned}/k") == ("InvalidRequest", 400)
+
+
+def test_a_marker_is_no_source(s3, versioned):
+    put(s3, versioned, b"1")
+    marker = delete(s3, versioned)["VersionId"]
+    assert refused(s3.copy_object, Bucket=versioned, Key="c", CopySource=f"{versioned}/k") == ("NoSuchKey", 404)
+    assert refused(s3.copy_object, Bucket=versioned, Key="c", CopySource=f"{versioned}/k?versionId={marker}") == (
+        "InvalidRequest", 400)
+
+
+def test_parts_may_be_copied_from_versions_and_become_one(s3, versioned):
+    first = put(s3, versioned, b"first")
+    put(s3, versioned, b"second")
+    before = put(s3, versioned, b"there", key="whole")
+    upload = s3.create_multipart_upload(Bucket=versioned, Key="whole")["UploadId"]
+    named = {"Bucket": versioned, "Key": "whole", "UploadId": upload}
+    part = s3.upload_part_copy(**named, PartNumber=1, CopySource=f"{versioned}/k?versionId={first}")
+    assert part["CopySourceVersionId"] == first
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["CopyPartResult"]["ETag"]}]}
+    made = s3.complete_multipart_upload(**named, MultipartUpload=parts)
+    assert get(s3, versioned, made["VersionId"], "whole") == b"first"
+    assert get(s3, versioned, before, "whole") == b"there"
+    put(s3, versioned, b"later", key="whole")
+    again = s3.complete_multipart_upload(**named, MultipartUpload=parts)  # its answer got lost
+    assert (again["VersionId"], again["ETag"]) == (made["VersionId"], made["ETag"])
+
+
+# -- many at once -----------------------------------------------------------------------------------------------------
+
+def test_delete_objects_tells_of_markers(s3, versioned):
+    first = put(s3, versioned, b"1")
+    old_marker = delete(s3, versioned, key="gone")["VersionId"]
+    answer = s3.delete_objects(Bucket=versioned, Delete={"Objects": [
+        {"Key": "k"}, {"Key": "k", "VersionId": first}, {"Key": "gone", "VersionId": old_marker},
+        {"Key": "never", "VersionId": NOBODY_HAS_IT}]})
+    assert "Errors" not in answer
+    marked, removed, unmarked, never = answer["Deleted"]
+    assert marked["DeleteMarker"] and marked["DeleteMarkerVersionId"] and "VersionId" not in marked
+    assert removed == {"Key": "k", "VersionId": first}
+    assert unmarked == {"Key": "gone", "VersionId": old_marker, "DeleteMarker": True,
+                        "DeleteMarkerVersionId": old_marker}
+    assert never == {"Key": "never", "VersionId": NOBODY_HAS_IT}
+    assert listed(s3, versioned) == [("k", marked["DeleteMarkerVersionId"], True, True)]
+
+
+def filled(s3, bucket: str) -> list[tuple[str, str, bool, bool]]:
+    """Put versions of some keys; what a listing of all tells, in its order."""
+    expected = []
+    for key in ("a", "b/1", "b/2", "c", "c\u00e9", "d e+&<", "z\x01"):
+        ids = [put(s3, bucket, b"x", key=key) for _ in range(3)]
+        marked = key in ("a", "b/2")
+        if marked:
+            expected.append((key, delete(s3, bucket, key=key)["VersionId"], True, True))
+        expected += [(key, id, not marked and id == ids[-1], False) for id in reversed(ids)]
+    return expected
+
+
+def in_order(pages: list[dict[str, Any]]) -> list[tuple[str, str, bool, bool]]:
+    """As :func:`listed`, from pages of one version each."""
+    found = []
+    for page in pages:
+        found += [(v["Key"], v["VersionId"], v["IsLatest"], False) for v in page.get("Versions", ())]
+        found += [(v["Key"], v["VersionId"], v["IsLatest"], True) for v in page.get("DeleteMarkers", ())]
+    return found
+
+
+def test_listing_versions_page_by_page(s3, versioned):
+    expected = filled(s3, versioned)
+    paginate = s3.get_paginator("list_object_versions").paginate
+    pages = list(paginate(Bucket=versioned, PaginationConfig={"PageSize": 1}))
+    assert in_order(pages) == expected and len(pages) == len(expected)
+    for size in (2, 3, 7, 1000):
+        found = in_order(list(paginate(Bucket=versioned, PaginationConfig={"PageSize": size})))
+        assert sorted(found) == sorted(expected)
+
+
+def test_listing_versions_by_prefix_and_delimiter(s3, versioned):
+    expected = filled(s3, versioned)
+    assert sorted(listed(s3, versioned, Prefix="b/")) == sorted(v for v in expected if v[0].startswith("b/"))
+    for size in (1, 2, 1000):
+        pages = list(s3.get_paginator("list_object_versions").paginate(
+            Bucket=versioned, Delimiter="/", PaginationConfig={"PageSize": size}))
+        assert sorted(in_order(pages)) == sorted(v for v in expected if not v[0].startswith("b/"))
+        assert [p["Prefix"] for page in pages for p in page.get("CommonPrefixes", ())] == ["b/"]
+
+
+def test_markers_of_a_listing_of_versions(server, s3, versioned):
+    first, second = put(s3, versioned, b"1"), put(s3, versioned, b"2")
+    last = put(s3, versioned, b"3", key="l")
+    page = s3.list_object_versions(Bucket=versioned, MaxKeys=1)
+    assert page["IsTruncated"] and (page["NextKeyMarker"], page["NextVersionIdMarker"]) == ("k", second)
+    assert in_order([s3.list_object_versions(Bucket=versioned, KeyMarker="k")]) == [("l", last, True, False)]
+    rest = s3.list_object_versions(Bucket=versioned, KeyMarker="k", VersionIdMarker=second)
+    assert in_order([rest]) == [("k", first, False, False), ("l", last, True, False)]
+    assert not rest["IsTruncated"] and "NextVersionIdMarker" not in rest
+    assert refused(s3.list_object_versions, Bucket=versioned, VersionIdMarker=second) == ("InvalidArgument", 400)
+    assert refused(s3.list_object_versions, Bucket=versioned, KeyMarker="k", VersionIdMarker="x") == (
+        "InvalidArgument", 400)
+    assert s3.list_object_versions(Bucket=versioned, MaxKeys=0).get("Versions") is None
+
+
+def test_what_is_listed_is_removed_page_by_page(s3, versioned):
+    filled(s3, versioned)
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=versioned, PaginationConfig={"PageSize": 2}):
+        s3.delete_objects(Bucket=versioned, Delete={"Objects": [
+            {"Key": key, "VersionId": id} for key, id, _, _ in in_order([page])]})
+    assert listed(s3, versioned) == []
+
+
+def test_keys_with_a_null_character_keep_their_order(server, s3, versioned):
+    keys = ["a", "a\x00", "a\x00b", "a\x01"]
+    for key in reversed(keys):
+        put(s3, versioned, b"1", key=key)
+        put(s3, versioned, b"2", key=key)
+    shown = []
+    for page in s3.get_paginator("list_object_versions").paginate(
+            Bucket=versioned, EncodingType="url", PaginationConfig={"PageSize": 1}):
+        shown += [v["Key"] for v in page["Versions"]]
+    assert len(shown) == 8 and [key.replace("%00", "\0").replace("%01", "\1") for key in shown[::2]] == keys
+    for key in keys:
+        current = s3.head_object(Bucket=versioned, Key=key)["VersionId"]
+        delete(s3, versioned, current, key)
+        assert get(s3, versioned, key=key) == b"1"
+        s3.delete_object(Bucket=versioned, Key=key, VersionId=s3.head_object(Bucket=versioned, Key=key)["VersionId"])
+
+
+# -- conditions and races ---------------------------------------------------------------------------------------------
+
+def test_a_marker_counts_as_absent(s3, versioned):
+    put(s3, versioned, b"1", IfNoneMatch="*")
+    assert refused(put, s3, versioned, b"2", IfNoneMatch="*") == ("PreconditionFailed", 412)
+    delete(s3, versioned)
+    assert refused(put, s3, versioned, b"2", IfMatch=hashlib.md5(b"1").hexdigest()) == ("NoSuchKey", 404)
+    put(s3, versioned, b"2", IfNoneMatch="*")
+    put(s3, versioned, b"3", IfMatch=hashlib.md5(b"2").hexdigest())
+    assert get(s3, versioned) == b"3"
+
+
+def test_parallel_writers_lose_no_version(s3, versioned):
+    def write(n: int) -> tuple[str, bytes]:
+        body = b"%d" % n
+        return put(s3, versioned, body), body
+    with ThreadPoolExecutor(8) as threads:
+        written = dict(threads.map(write, range(40)))
+    assert len(written) == 40
+    found = listed(s3, versioned)
+    assert {id for _, id, _, _ in found} == set(written) and [latest for _, _, latest, _ in found] == [True] + [False] * 39
+    for id, body in written.items():
+        assert get(s3, versioned, id) == body
+
+
+def test_one_of_many_wins_where_there_must_be_nothing(s3, versioned):
+    for _ in range(3):
+        def write(n: int) -> str | None:
+            try:
+                return put(s3, versioned, b"%d" % n, IfNoneMatch="*")
+            except ClientError as error:
+                assert error.response["Error"]["Code"] == "PreconditionFailed"
+                return None
+        with ThreadPoolExecutor(8) as threads:
+            won = [id for id in threads.map(write, range(16)) if id]
+        assert len(won) == 1 and s3.head_object(Bucket=versioned, Key="k")["VersionId"] == won[0]
+        delete(s3, versioned)
+
+
+def test_parallel_puts_marks_and_removals_agree_in_the_end(server, s3, versioned):
+    before = len(server.files())
+
+    def work(n: int) -> None:
+        first = put(s3, versioned, b"%d" % n)
+        second = put(s3, versioned, b"%d" % n)
+        marker = delete(s3, versioned)["VersionId"]
+        delete(s3, versioned, first)
+        delete(s3, versioned, marker)
+        assert get(s3, versioned, second) == b"%d" % n
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(16)))
+    found = listed(s3, versioned)
+    assert len(found) == 16 and [latest for _, _, latest, _ in found] == [True] + [False] * 15
+    assert len(server.files()) - before == 16
+    assert s3.list_objects_v2(Bucket=versioned)["KeyCount"] == 1
+
+
+def test_a_listing_misses_no_version_that_others_bury(s3, versioned):
+    keys = [f"k{n}" for n in range(5)]
+    ids = {put(s3, versioned, b"1", key=key) for key in keys}
+
+    def write(key: str) -> None:
+        for _ in range(10):
+            put(s3, versioned, b"2", key=key)
+            delete(s3, versioned, s3.head_object(Bucket=versioned, Key=key)["VersionId"], key)
+    with ThreadPoolExecutor(6) as threads:
+        writing = [threads.submit(write, key) for key in keys]
+        while not all(task.done() for task in writing):
+            missing = ids - {id for _, id, _, _ in listed(s3, versioned)}
+            assert not missing
+        for task in writing:
+            task.result()
+
+
+def test_enabling_while_others_put_loses_nothing_that_was_there_then(s3, bucket):
+    def write(n: int) -> str | None:
+        return put(s3, bucket, b"%d" % n)
+    with ThreadPoolExecutor(8) as threads:
+        writing = [threads.submit(write, n) for n in range(40)]
+        enable(s3, bucket)
+        after = put(s3, bucket, b"after")
+        made = {task.result() for task in writing} - {None}
+    assert after and {id for _, id, _, _ in listed(s3, bucket)} - {"null"} == made - {"null"} | {after}
+
+
+# -- the sweep, crashes -----------------------------------------------------------------------------------------------
+
+def test_the_sweep_keeps_every_version(own):
+    own_redis, directory = own
+    flags = ("--objects_orphan_age=0", "--objects_sweep_interval=1")
+    server = start(own_redis.url, directory, *flags)
+    s3 = server.client()
+    s3.create_bucket(Bucket="bucket")
+    put(s3, "bucket", b"null")
+    enable(s3, "bucket")
+    ids = ["null", *(put(s3, "bucket", b"%d" % n) for n in range(3))]
+    delete(s3, "bucket", ids.pop())  # one that was an older one becomes the current one
+    orphan = server.objects / "00" / f"o-00{'0' * 62}-{NOBODY_HAS_IT}"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"x")
+    stop(server)
+    server = start(own_redis.url, directory, *flags)
+    wait_until(lambda: not orphan.exists(), 60)
+    assert [get(server.client(), "bucket", id) for id in ids] == [b"null", b"0", b"1"]
+    stop(server)
+
+
+def test_crash_behind_a_marker_is_swept(own):
+    own_redis, directory = own
+    server = start(own_redis.url, directory, "--failpoint=objectstore.mark.committed")
+    s3 = server.client(retries={"max_attempts": 0, "mode": "legacy"})
+    s3.create_bucket(Bucket="bucket")
+    put(s3, "bucket", b"null")
+    suspend(s3, "bucket")
+    with pytest.raises(Exception, match="Connection|closed"):
+        delete(s3, "bucket")
+    server.process.wait(15)
+    assert len(server.files()) == 1
+    server = start(own_redis.url, directory, "--objects_orphan_age=0", "--objects_sweep_interval=1")
+    wait_until(lambda: not server.files(), 60)
+    assert listed(server.client(), "bucket") == [("k", "null", True, True)]
+    stop(server)
