@@ -11,7 +11,8 @@ from nova.auth.signer import (
 from nova.exception import MalformedXML, MissingRequestBody, NoSuchBucket, NoSuchKey, S3Error
 
 __all__ = [
-    "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
+    "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
+    "BadRequest", "InvalidPolicyDocument", "InvalidTag", "MalformedPOSTRequest", "MaxPostPreDataLengthExceeded",
     "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
     "IllegalVersioningConfiguration", "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
     "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest",
@@ -23,9 +24,19 @@ __all__ = [
 ]
 
 
+class AccessForbidden(S3Error):
+    code, status = "AccessForbidden", 403
+    message = "CORSResponse: {reason}"
+
+
 class BadDigest(S3Error):
     code = "BadDigest"
     message = "The {name} you specified did not match the calculated checksum."
+
+
+class BadRequest(S3Error):
+    code = "BadRequest"
+    message = "{reason}"
 
 
 class BucketAlreadyExists(S3Error):
@@ -90,6 +101,11 @@ class InvalidPartOrder(S3Error):
     message = "The list of parts was not in ascending order. Parts must be ordered by part number."
 
 
+class InvalidPolicyDocument(S3Error):
+    code = "InvalidPolicyDocument"
+    message = "Invalid Policy: {reason}"
+
+
 class InvalidRange(S3Error):
     code, status = "InvalidRange", 416
     message = "The requested range is not satisfiable"
@@ -97,6 +113,11 @@ class InvalidRange(S3Error):
 
 class InvalidRequest(S3Error):
     code = "InvalidRequest"
+    message = "{reason}"
+
+
+class InvalidTag(S3Error):
+    code = "InvalidTag"
     message = "{reason}"
 
 
@@ -110,9 +131,19 @@ class KeyTooLong(S3Error):
     message = "Your key is too long"
 
 
+class MalformedPOSTRequest(S3Error):
+    code = "MalformedPOSTRequest"
+    message = "The body of your POST request is not well-formed multipart/form-data."
+
+
 class MalformedTrailer(S3Error):
     code = "MalformedTrailerError"
     message = "The request contained trailing data that was not well-formed or did not conform to our published schema."
+
+
+class MaxPostPreDataLengthExceeded(S3Error):
+    code = "MaxPostPreDataLengthExceededError"
+    message = "Your POST request fields preceding the upload file were too large."
 
 
 class MetadataTooLarge(S3Error):

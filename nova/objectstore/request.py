@@ -105,7 +105,7 @@ def number(params: dict[str, str], name: str, default: int, lowest: int, highest
     text = params.get(name)
     if text is None or text == "":
         return default
-    if not re.fullmatch(r"[0-9]{1,10}", text) or not lowest <= int(text) <= highest:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not lowest <= int(text) <= highest:
         raise errors.InvalidArgument(reason=f"Argument {name} must be an integer between {lowest} and {highest}")
     return int(text)
 

@@ -231,6 +231,17 @@ async def new_bucket(rig: Rig, user: str, project: str) -> Thing:
     return Thing((await rig.store.create(bucket)).id, key="key")
 
 
+CORS = {"CORSRules": [{"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}]}
+TAGS = {"TagSet": [{"Key": "a", "Value": "1"}]}
+LIFECYCLE = {"Rules": [{"ID": "r", "Status": "Enabled", "Prefix": "", "Expiration": {"Days": 1}}]}
+
+
+async def new_configured_bucket(rig: Rig, user: str, project: str) -> Thing:
+    bucket = Bucket(fresh("bucket-"), project_id=project, user_id=user, created=time.time(),
+                    configuration={"cors": CORS, "tagging": TAGS, "lifecycle": LIFECYCLE})
+    return Thing((await rig.store.create(bucket)).id, key="key")
+
+
 async def new_object(rig: Rig, user: str, project: str) -> Thing:
     thing = await new_bucket(rig, user, project)
     [bucket] = await rig.store.get_many(Bucket, [thing.id])
@@ -541,6 +552,20 @@ S3_CASES: dict[str, Case] = {
     "DeleteBucketConfiguration": Case(new_bucket, lambda c, t, s: c.delete_bucket_policy(Bucket=t.id)),
     "PutBucketVersioning": Case(new_bucket, lambda c, t, s: c.put_bucket_versioning(
         Bucket=t.id, VersioningConfiguration={"Status": "Enabled"})),
+    "GetBucketCors": Case(new_configured_bucket, lambda c, t, s: c.get_bucket_cors(Bucket=t.id)["CORSRules"]),
+    "GetBucketTagging": Case(new_configured_bucket, lambda c, t, s: c.get_bucket_tagging(Bucket=t.id)["TagSet"]),
+    "GetBucketLifecycleConfiguration": Case(
+        new_configured_bucket, lambda c, t, s: c.get_bucket_lifecycle_configuration(Bucket=t.id)["Rules"]),
+    "PutBucketCors": Case(new_bucket, lambda c, t, s: c.put_bucket_cors(Bucket=t.id, CORSConfiguration=CORS)),
+    "PutBucketTagging": Case(new_bucket, lambda c, t, s: c.put_bucket_tagging(Bucket=t.id, Tagging=TAGS)),
+    "PutBucketLifecycleConfiguration": Case(new_bucket, lambda c, t, s: c.put_bucket_lifecycle_configuration(
+        Bucket=t.id, LifecycleConfiguration=LIFECYCLE)),
+    "DeleteBucketCors": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_cors(Bucket=t.id)),
+    "DeleteBucketTagging": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_tagging(Bucket=t.id)),
+    "DeleteBucketLifecycle": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_lifecycle(Bucket=t.id)),
+    "GetObjectAttributes": Case(new_object, lambda c, t, s: c.get_object_attributes(
+        Bucket=t.id, Key="key", ObjectAttributes=["ObjectSize"])["ObjectSize"]),
+    "PutObjectTagging": Case(new_object, lambda c, t, s: c.put_object_tagging(Bucket=t.id, Key="key", Tagging=TAGS)),
     "PutBucketAcl": Case(new_bucket, lambda c, t, s: c.put_bucket_acl(Bucket=t.id, ACL="private")),
     "GetObject": Case(new_object, lambda c, t, s: (
         c.head_object(Bucket=t.id, Key="key"), c.get_object(Bucket=t.id, Key="key")["Body"].read() == BODY)[1]),

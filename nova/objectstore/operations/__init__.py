@@ -2,7 +2,18 @@
 
 from nova.auth import rbac
 from nova.objectstore import errors
-from nova.objectstore.operations import account, bucket, multipart, object, subresources, versions
+from nova.objectstore.operations import (
+    account,
+    attributes,
+    bucket,
+    configuration,
+    form,
+    multipart,
+    object,
+    subresources,
+    tagging,
+    versions,
+)
 from nova.objectstore.operations.base import Operation
 from nova.objectstore.request import Target
 
@@ -21,9 +32,18 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("GET", "location"): subresources.GetBucketLocation,
     ("GET", "acl"): subresources.GetBucketAcl,
     ("PUT", "acl"): subresources.PutBucketAcl,
+    ("GET", "cors"): configuration.GetBucketCors,
+    ("PUT", "cors"): configuration.PutBucketCors,
+    ("DELETE", "cors"): configuration.DeleteBucketCors,
+    ("GET", "tagging"): configuration.GetBucketTagging,
+    ("PUT", "tagging"): configuration.PutBucketTagging,
+    ("DELETE", "tagging"): configuration.DeleteBucketTagging,
+    ("GET", "lifecycle"): configuration.GetBucketLifecycleConfiguration,
+    ("PUT", "lifecycle"): configuration.PutBucketLifecycleConfiguration,
+    ("DELETE", "lifecycle"): configuration.DeleteBucketLifecycle,
 }
 #: a bucket may lose these whether it has them or not
-_REMOVABLE = frozenset(("policy", "cors", "tagging", "lifecycle", "website", "encryption", "replication",
+_REMOVABLE = frozenset(("policy", "website", "encryption", "replication",
                         "publicAccessBlock", "ownershipControls", "inventory", "analytics", "metrics",
                         "intelligent-tiering"))
 _OBJECT: dict[tuple[str, str], type[Operation]] = {
@@ -38,13 +58,15 @@ _OBJECT: dict[tuple[str, str], type[Operation]] = {
     ("GET", "uploadId"): multipart.ListParts,
     ("GET", "acl"): subresources.GetObjectAcl,
     ("PUT", "acl"): subresources.PutObjectAcl,
-    ("GET", "tagging"): subresources.GetObjectTagging,
-    ("DELETE", "tagging"): subresources.DeleteObjectTagging,
+    ("GET", "tagging"): tagging.GetObjectTagging,
+    ("PUT", "tagging"): tagging.PutObjectTagging,
+    ("DELETE", "tagging"): tagging.DeleteObjectTagging,
+    ("GET", "attributes"): attributes.GetObjectAttributes,
 }
 
 #: every operation that :func:`find` may give; one that the table of roles does not have is an error here
 OFFERED: tuple[type[Operation], ...] = (
-    account.ListBuckets, bucket.ListObjectsV2, object.CopyObject, multipart.UploadPartCopy,
+    account.ListBuckets, bucket.ListObjectsV2, object.CopyObject, multipart.UploadPartCopy, form.PostObject,
     subresources.GetBucketConfiguration, subresources.DeleteBucketConfiguration, subresources.NotOffered,
     *_BUCKET.values(), *_OBJECT.values())
 for _kind in OFFERED:
@@ -77,8 +99,6 @@ def find(method: str, target: Target, copies: bool) -> type[Operation]:
                 found = subresources.DeleteBucketConfiguration
     if found is None and sub and method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
         return subresources.NotOffered
-    if found is None and method == "POST":
-        raise errors.NotImplementedYet(what="Uploading by a form")
     if found is None:
         raise errors.MethodNotAllowed()
     return found

@@ -75,6 +75,8 @@ class Operation:
     max_body: ClassVar[int] = NO_BODY
     #: the operation works on a bucket that must be there and on which the caller may do it
     in_bucket: ClassVar[bool] = True
+    #: the checksums among its headers are of its body
+    sums_of_body: ClassVar[bool] = True
     #: its name in the table of roles (nova.auth.rbac)
     action: ClassVar[str]
 

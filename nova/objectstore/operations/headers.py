@@ -18,7 +18,7 @@ _STORAGE_CLASSES = frozenset(("STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "
 _PRIVATE_ACLS = frozenset(("private", "aws-exec-read", "bucket-owner-read", "bucket-owner-full-control"))
 #: ignoring these would promise what is not kept
 _NOT_OFFERED = {
-    "x-amz-tagging": "Tagging", "x-amz-object-lock-mode": "Object lock",
+    "x-amz-object-lock-mode": "Object lock",
     "x-amz-object-lock-retain-until-date": "Object lock", "x-amz-object-lock-legal-hold": "Object lock",
     "x-amz-website-redirect-location": "Website redirection", "x-amz-write-offset-bytes": "Appending",
     "x-amz-server-side-encryption-customer-algorithm": "Server side encryption with your key",
@@ -96,6 +96,8 @@ def of_object(found: Object, params: dict[str, str], with_checksums: bool) -> di
     headers = {"ETag": f'"{found.etag}"', "Last-Modified": http_time(found.modified), "Accept-Ranges": "bytes",
                **found.headers}
     headers |= {_META + name: value for name, value in found.metadata.items()}
+    if found.tags:
+        headers["x-amz-tagging-count"] = str(len(found.tags))
     if found.storage_class != "STANDARD":
         headers["x-amz-storage-class"] = found.storage_class
     if with_checksums:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nova import exception, process
-from nova.objectstore import checksums, errors, multipart, objects
+from nova.objectstore import checksums, errors, lifecycle, multipart, objects, tags
 from nova.objectstore import models as records
 from nova.objectstore.body import MAX_UPLOAD, Received, Target
 from nova.objectstore.files import Undo, Writer
@@ -34,6 +34,7 @@ class CreateMultipartUpload(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.tags = tags.from_header(self.headers)
         self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         default = checksums.FULL_OBJECT if self.algorithm == "CRC64NVME" else checksums.COMPOSITE
         self.type = self.headers.get("x-amz-checksum-type", default if self.algorithm else "")
@@ -49,7 +50,7 @@ class CreateMultipartUpload(Operation):
             multipart.new_id(), bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
             user_id=self.bucket.user_id, initiated=time.time(), headers=object_headers.content(self.headers),
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
-            checksum_algorithm=self.algorithm, checksum_type=self.type)
+            checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags)
         await multipart.create(self.call.store, self.bucket, upload)
         response = xml("CreateMultipartUpload", {
             "Bucket": self.bucket.id, "Key": self.target.key, "UploadId": upload.id})
@@ -178,6 +179,7 @@ class CompleteMultipartUpload(Operation):
     """POST object?uploadId."""
 
     max_body = 8 << 20
+    sums_of_body = False  # they are of the object
 
     async def run(self, received: Received) -> Response:
         listed = self._listed()
@@ -187,8 +189,7 @@ class CompleteMultipartUpload(Operation):
             return self._result(await self._completed_before())
         may_replace = objects.write_check(self.headers)
         chosen = multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
-        if not chosen:
-            raise errors.MalformedXML()
+        self._check_announced(upload, sum(part.size for part in chosen))
         given = {name: checksums.encode(digest) for name, digest in checksums.given(self.headers).items()}
         task = asyncio.ensure_future(multipart.complete(self.call.store, self.call.files, self.bucket, upload, chosen,
                                                         given, may_replace))
@@ -196,6 +197,20 @@ class CompleteMultipartUpload(Operation):
         if done:
             return self._result(task.result())
         return Response(headers={"Content-Type": "application/xml"}, body=self._signs_of_life(task))
+
+    def _check_announced(self, upload: records.Upload, size: int) -> None:
+        """Compare what the headers say of the object; :raises InvalidRequest:"""
+        if "x-amz-mp-object-size" in self.headers:
+            given = number(dict(self.headers), "X-Amz-Mp-Object-Size", 0, 0, multipart.MAX_OBJECT)
+            if given != size:
+                raise errors.InvalidRequest(
+                    reason=f"The provided 'x-amz-mp-object-size' header value {given} does not match what was "
+                           f"computed: {size}")
+        kind = self.headers.get("x-amz-checksum-type")
+        if kind is not None and upload.checksum_type and kind != upload.checksum_type:
+            raise errors.InvalidRequest(
+                reason=f"The upload was created using the {upload.checksum_type} checksum mode. The complete request "
+                       "must use the same checksum mode.")
 
     def _listed(self) -> list[multipart.Listed]:
         listed = []
@@ -222,7 +237,7 @@ class CompleteMultipartUpload(Operation):
 
     def _result(self, new: records.Object) -> Response:
         response = xml("CompleteMultipartUpload", self._members(new))
-        response.headers |= object_headers.of_version(self.bucket, new)
+        response.headers |= {**object_headers.of_version(self.bucket, new), **lifecycle.headers(self.bucket, new)}
         return response
 
     def _members(self, new: records.Object) -> dict[str, Any]:

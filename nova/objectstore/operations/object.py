@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from nova import process
 from nova.auth import rbac
-from nova.objectstore import buckets, checksums, conditions, errors, objects, versions
+from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
 from nova.objectstore.models import Object, object_id
@@ -41,6 +41,7 @@ class PutObject(Upload):
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
         object_headers.metadata(self.headers)
+        self.tags = tags.from_header(self.headers)
         self.may_replace = objects.write_check(self.headers)
         old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
         self.may_replace(versions.live(old))
@@ -62,10 +63,10 @@ class PutObject(Upload):
                 project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
                 size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
                 headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums)
+                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags)
             new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
-                                 **object_headers.of_checksums(new)})
+                                 **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
 
     async def abandon(self) -> None:
         if self.writer:
@@ -80,6 +81,11 @@ class CopyObject(Operation):
         self.directive = self.headers.get("x-amz-metadata-directive", "COPY").upper()
         if self.directive not in ("COPY", "REPLACE"):
             raise errors.InvalidArgument(reason="Unknown metadata directive.")
+        self.tagging = self.headers.get("x-amz-tagging-directive", "COPY").upper()
+        if self.tagging not in ("COPY", "REPLACE"):
+            raise errors.InvalidArgument(reason="Unknown tagging directive.")
+        self.tags = tags.from_header(self.headers)
+        self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         self.source = copy_source(self.headers["x-amz-copy-source"])
         onto_itself = self.source[:2] == (self.bucket.id, self.target.key)
         names_a_version = self.bucket.versioning and self.source[2] is not None
@@ -95,7 +101,7 @@ class CopyObject(Operation):
         told, source, file = await self._link(f"o-{id}")
         with Undo(files, file):
             replace = self.directive == "REPLACE"
-            whole = source.checksum_type == "FULL_OBJECT"
+            sums = await self._checksums(source, file)
             new = Object(
                 id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
                 user_id=self.bucket.user_id, file=file, size=source.size, md5=source.md5, sha256=source.sha256,
@@ -103,12 +109,29 @@ class CopyObject(Operation):
                 headers=object_headers.content(self.headers) if replace else source.headers,
                 metadata=object_headers.metadata(self.headers) if replace else source.metadata,
                 storage_class=object_headers.storage_class(self.headers),
-                checksums=source.checksums if whole else {})
+                checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags)
             new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
-                                      **checksums.members(new.checksums)})
-        response.headers |= {**told, **object_headers.of_version(self.bucket, new)}
+                                      **checksums.members(new.checksums),
+                                      "ChecksumType": new.checksum_type if new.checksums else None})
+        response.headers |= {**told, **object_headers.of_version(self.bucket, new),
+                             **lifecycle.headers(self.bucket, new)}
         return response
+
+    async def _checksums(self, source: Object, file: str) -> dict[str, str]:
+        """The checksum of the copy, which is of the whole object: what the source has of the algorithm asked for, or
+        computed from the bytes; without one asked for, of the source's."""
+        known = source.checksums if source.checksum_type == checksums.FULL_OBJECT else {}
+        wanted = self.algorithm or next(iter(source.checksums), "")
+        if wanted in known or not wanted:
+            return {wanted: known[wanted]} if self.algorithm else known
+        hasher = checksums.hasher(wanted)
+
+        def compute() -> str:
+            for block in self.call.files.read(file):
+                hasher.update(block)
+            return checksums.encode(hasher.digest())
+        return {wanted: await process.wait(self.call.files.pool.run(compute))}
 
     async def _link(self, owner: str) -> tuple[dict[str, str], Object, str]:
         """What the answer tells of the source, the source, and a new name for its file."""
@@ -187,7 +210,7 @@ class GetObject(Operation):
         whole = length == found.size
         with_checksums = whole and self.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
         headers = object_headers.of_object(found, self.target.params, with_checksums)
-        headers |= object_headers.of_version(self.bucket, found)
+        headers |= {**object_headers.of_version(self.bucket, found), **lifecycle.headers(self.bucket, found)}
         headers["Content-Length"] = str(length)
         if part and found.part_sizes:
             headers["x-amz-mp-parts-count"] = str(len(found.part_sizes))

@@ -13,9 +13,6 @@ from nova.objectstore.operations.object import target_object
 _NOT_SET = {
     "policy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "policyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "cors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "tagging": ("NoSuchTagSet", "The TagSet does not exist"),
-    "lifecycle": ("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
     "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
     "encryption": ("ServerSideEncryptionConfigurationNotFoundError",
                    "The server side encryption configuration was not found"),
@@ -38,6 +35,14 @@ _LISTS = {
     "inventory": "ListBucketInventoryConfigurations", "analytics": "ListBucketAnalyticsConfigurations",
     "metrics": "ListBucketMetricsConfigurations",
     "intelligent-tiering": "ListBucketIntelligentTieringConfigurations",
+}
+#: what sub-resources are about that S3 has and this object store has not
+_FEATURES = {
+    "object-lock": "Object lock", "legal-hold": "Object lock: legal hold", "retention": "Object lock: retention",
+    "torrent": "Distribution by BitTorrent", "restore": "Restoring from an archive",
+    "select": "Querying the content of objects", "renameObject": "Renaming objects",
+    "session": "A session of a directory bucket", "website": "Website hosting", "replication": "Replication",
+    "logging": "Access logging", "notification": "Event notification", "encryption": "Choosing an encryption",
 }
 
 
@@ -76,20 +81,6 @@ class _OfObject(Operation):
 
     async def check(self) -> None:
         await target_object(self)
-
-
-class GetObjectTagging(_OfObject):
-    """GET object?tagging: no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return xml("GetObjectTagging", {"TagSet": []})
-
-
-class DeleteObjectTagging(_OfObject):
-    """DELETE object?tagging: there are no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return Response(204)
 
 
 def _acl(operation: str, project_id: str) -> Response:
@@ -146,4 +137,7 @@ class NotOffered(Operation):
     action = "HeadBucket"
 
     async def check(self) -> None:
-        raise errors.NotImplementedYet(what=f"{self.call.method} of the sub-resource {self.target.sub_resource}")
+        name = self.target.sub_resource
+        what = _FEATURES.get(name)
+        raise errors.NotImplementedYet(
+            what=f"{what} ({self.call.method} ?{name})" if what else f"{self.call.method} of the sub-resource {name}")
