@@ -314,6 +314,16 @@ class S3Error(ClientError):
     """Base of the errors that the object store answers; nova/objectstore/errors.py has the rest."""
 
 
+class MalformedXML(S3Error):
+    code = "MalformedXML"
+    message = "The XML you provided was not well-formed or did not validate against our published schema"
+
+
+class MissingRequestBody(S3Error):
+    code = "MissingRequestBodyError"
+    message = "Request Body is empty"
+
+
 class NoSuchBucket(S3Error):
     code, status = "NoSuchBucket", 404
     message = "The specified bucket does not exist"

@@ -53,6 +53,11 @@ def header_name(algorithm: str) -> str:
     return f"x-amz-checksum-{algorithm.lower()}"
 
 
+def members(sums: Mapping[str, str]) -> dict[str, str]:
+    """Checksums by algorithm, under the names that they have in documents."""
+    return {f"Checksum{name}": value for name, value in sums.items()}
+
+
 def algorithm_of(header: str) -> str | None:
     """The algorithm whose checksum the header of this name carries; None if it is no such header."""
     name = header.strip().lower().removeprefix("x-amz-checksum-").upper()

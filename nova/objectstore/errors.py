@@ -8,7 +8,7 @@ from nova.auth.signer import (
     MissingSecurityHeader,
     RequestTimeTooSkewed,
 )
-from nova.exception import NoSuchBucket, NoSuchKey, S3Error
+from nova.exception import MalformedXML, MissingRequestBody, NoSuchBucket, NoSuchKey, S3Error
 
 __all__ = [
     "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
@@ -114,11 +114,6 @@ class MalformedTrailer(S3Error):
     message = "The request contained trailing data that was not well-formed or did not conform to our published schema."
 
 
-class MalformedXML(S3Error):
-    code = "MalformedXML"
-    message = "The XML you provided was not well-formed or did not validate against our published schema"
-
-
 class MetadataTooLarge(S3Error):
     code = "MetadataTooLarge"
     message = "Your metadata headers exceed the maximum allowed metadata size"
@@ -132,11 +127,6 @@ class MethodNotAllowed(S3Error):
 class MissingContentLength(S3Error):
     code, status = "MissingContentLength", 411
     message = "You must provide the Content-Length HTTP header."
-
-
-class MissingRequestBody(S3Error):
-    code = "MissingRequestBodyError"
-    message = "Request Body is empty"
 
 
 class NoSuchUpload(S3Error):

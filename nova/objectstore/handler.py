@@ -24,10 +24,11 @@ from nova.auth.gate import Gate
 from nova.context import new_request_id, request_id_var
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_string
-from nova.objectstore import body, errors, operations, request, s3xml
+from nova.objectstore import body, errors, operations, request
 from nova.objectstore.body import Receiver
 from nova.objectstore.files import Files
 from nova.objectstore.operations.base import Call, Identity, Operation, Response
+from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
 
@@ -253,5 +254,5 @@ class S3Handler(web.RequestHandler):
 
     def _document(self, code: str, message: str) -> bytes:
         resource = _CONTROL.sub("?", unquote(self.request.path))
-        return s3xml.document("Error", [("Code", code), ("Message", message), ("Resource", resource),
-                                        ("RequestId", self.request_id), ("HostId", _host_id())], namespace="")
+        return rest_xml.write_error({"Code": code, "Message": message, "Resource": resource,
+                                     "RequestId": self.request_id, "HostId": _host_id()})

@@ -20,6 +20,7 @@ from nova.objectstore.files import Files
 from nova.objectstore.handler import Authenticator, S3Handler
 from nova.objectstore.models import objects_path
 from nova.objectstore.sweep import sweep
+from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class ObjectStoreService(nova_service.Service):
         :raises OSError: the port is taken or the directory cannot be made
         """
         self._files = Files(objects_path())
+        rest_xml.s3()
         parts = {"store": self._store, "files": self._files, "auth": self._auth, "running": self._running,
                  "gate": Gate(self._store)}
         application = web.Application([*self._extra, (r".*", S3Handler, parts)], log_function=_log_request)

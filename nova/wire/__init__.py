@@ -1,1 +1,1 @@
-"""The EC2 query protocol, from the model that botocore publishes: parameters in, XML out."""
+"""The protocols of EC2 and S3, from the models that botocore publishes: query parameters and XML in, XML out."""

@@ -17,6 +17,8 @@ from botocore.model import Shape
 
 Put = Callable[[str], None]
 Writer = Callable[[Any, Put], None]
+#: a member of a structure: its start tag, how a scalar reads, how anything else is written, its end tag
+Field = tuple[str, Callable[[Any], str] | None, Writer | None, str]
 
 #: markup, and what XML 1.0 has no place for (section 2.2); a bare carriage return would be read as a newline
 _SPECIAL = re.compile("[&<>\r\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -96,15 +98,10 @@ class StructureWriter:
         self._compiler = compiler
 
     @cached_property
-    def fields(self) -> dict[str, tuple[str, Callable[[Any], str] | None, Writer | None, str]]:
-        """Member name -> start tag, how a scalar reads, how anything else is written, end tag."""
-        fields = {}
-        for name, member in self._shape.members.items():
-            tag = member.serialization.get("name", name)
-            text = _SCALARS.get(member.type_name)
-            writer = None if text else self._compiler.compile(member)
-            fields[name] = (f"<{tag}>", text, writer, f"</{tag}>")
-        return fields
+    def fields(self) -> dict[str, Field]:
+        """The members by name; what the model puts into headers is not among them."""
+        return {name: self._compiler.field(name, member) for name, member in self._shape.members.items()
+                if "location" not in member.serialization}
 
     def __call__(self, value: dict[str, Any], put: Put) -> None:
         fields = self.fields
@@ -131,6 +128,9 @@ class Compiler:
     :param element: the name of a list's members where the model gives none
     """
 
+    #: how scalars read, by the type of their shape
+    scalars = _SCALARS
+
     def __init__(self, element: str = "item") -> None:
         self._element = element
         self._structures: dict[str, StructureWriter] = {}
@@ -143,16 +143,25 @@ class Compiler:
             return self._structures[shape.name]
         if shape.type_name == "list":
             return self._list(shape)
-        text = _SCALARS[shape.type_name]
+        text = self.scalars[shape.type_name]
         return lambda value, put: put(text(value))
 
+    def field(self, name: str, shape: Any) -> Field:
+        """The member `name` of a structure."""
+        tag = shape.serialization.get("name", name)
+        text = self.scalars.get(shape.type_name)
+        return f"<{tag}>", text, None if text else self.compile(shape), f"</{tag}>"
+
     def _list(self, shape: Any) -> Writer:
-        tag = shape.member.serialization.get("name", self._element)
+        return self.items(shape.member.serialization.get("name", self._element), shape.member)
+
+    def items(self, tag: str, shape: Any) -> Writer:
+        """The writer of values of this shape, each in an element of its own."""
         start, end = f"<{tag}>", f"</{tag}>"
-        text = _SCALARS.get(shape.member.type_name)
+        text = self.scalars.get(shape.type_name)
         if text is not None:
             return lambda values, put: put("".join([start + text(value) + end for value in values]))
-        write_member = self.compile(shape.member)
+        write_member = self.compile(shape)
 
         def write(values: Any, put: Put) -> None:
             for value in values:

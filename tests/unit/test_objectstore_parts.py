@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 import pytest
 
 from nova import exception
-from nova.objectstore import checksums, conditions, errors, listing, multipart, request, s3xml
+from nova.objectstore import checksums, conditions, errors, listing, multipart, request
 from nova.objectstore.buckets import check_name
 from nova.objectstore.chunked import Decoder
 from nova.objectstore.files import Files, owner_of
@@ -205,24 +205,6 @@ def test_parts_are_chosen_by_number_and_etag():
         multipart.choose(parts, listed[::-1])
     with pytest.raises(errors.EntityTooSmall):
         multipart.choose([part(1, 1), part(5, 1)], listed)
-
-
-# -- XML --------------------------------------------------------------------------------------------------------------
-
-def test_documents():
-    text = s3xml.document("A", [("B", "<&>\u0001"), ("C", None), ("D", [("E", True), ("F", 3)])], namespace="")
-    assert text == (b'<?xml version="1.0" encoding="UTF-8"?>\n'
-                    b"<A><B>&lt;&amp;&gt;&#x1;</B><D><E>true</E><F>3</F></D></A>")
-
-
-def test_parsing_drops_namespaces_and_refuses_the_rest():
-    tree = s3xml.parse(b'<D xmlns="http://x/"><K> a </K></D>', "D")
-    assert s3xml.text(tree, "K") == "a" and s3xml.text(tree, "X") is None
-    for bad in (b"<D>", b"<E/>", b"\xff", b'<!DOCTYPE D><D/>', b"<D>&x;</D>", b"<D>" * 100):
-        with pytest.raises(errors.MalformedXML):
-            s3xml.parse(bad, "D")
-    with pytest.raises(errors.MissingRequestBody):
-        s3xml.parse(b" ", "D")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from nova.auth import rbac
 from nova.objectstore.body import Received
 from nova.objectstore.models import Bucket
-from nova.objectstore.operations.base import Operation, Response, iso_time, owner, xml
+from nova.objectstore.operations.base import Operation, Response, owner, xml
 
 
 class ListBuckets(Operation):
@@ -15,8 +15,7 @@ class ListBuckets(Operation):
         store, caller = self.call.store, self.call.identity
         found = await (store.all(Bucket) if rbac.sees_others(caller, self.action) else
                        store.find(Bucket, project_id=self.project_id))
-        return xml("ListAllMyBucketsResult", [
-            owner(self.project_id),
-            ("Buckets", [("Bucket", [("Name", bucket.id), ("CreationDate", iso_time(bucket.created))])
-                         for bucket in found
-                         if rbac.allows(caller, self.action, bucket.user_id, bucket.project_id)])])
+        return xml("ListBuckets", {
+            "Owner": owner(self.project_id),
+            "Buckets": [{"Name": bucket.id, "CreationDate": bucket.created} for bucket in found
+                        if rbac.allows(caller, self.action, bucket.user_id, bucket.project_id)]})

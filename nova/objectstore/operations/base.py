@@ -4,11 +4,10 @@ An operation is a small class.  :meth:`Operation.prepare` runs before the client
 all that can be checked by then; :meth:`Operation.run` runs when the body has arrived and gives the :class:`Response`.
 """
 
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import quote
 
 from tornado.httputil import HTTPHeaders
@@ -16,12 +15,12 @@ from tornado.httputil import HTTPHeaders
 from nova.auth import rbac
 from nova.auth.signer import Claim
 from nova.datastore import Store
-from nova.objectstore import buckets, errors, objects, s3xml
+from nova.objectstore import buckets, errors, objects
 from nova.objectstore.body import MAX_UPLOAD, Memory, Received, Target
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket
 from nova.objectstore.request import Target as RequestTarget
-from nova.objectstore.s3xml import Element
+from nova.wire import rest_xml
 
 #: bodies of operations that need none are read and thrown away up to this many bytes
 NO_BODY = 64 << 10
@@ -128,6 +127,13 @@ class Operation:
         """Checksums of the body to compute beside those that the request gives."""
         return frozenset()
 
+    def document(self, name: str) -> dict[str, Any]:
+        """The body as the document of the operation of this name in the model.
+
+        :raises MissingRequestBody, MalformedXML:
+        """
+        return rest_xml.read_body(name, self.body.data, self.max_body)
+
     async def run(self, received: Received) -> Response:
         """Do it.
 
@@ -155,14 +161,9 @@ class Upload(Operation):
             await objects.check_room(self.call.store, self.bucket, (self.call.length or 0) - replaced)
 
 
-def xml(name: str, children: list[Element], status: int = 200) -> Response:
-    """A response that is a document."""
-    return Response(status, {"Content-Type": "application/xml"}, s3xml.document(name, children))
-
-
-def iso_time(seconds: float) -> str:
-    """A time as S3's documents have it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+def xml(operation: str, result: dict[str, Any]) -> Response:
+    """The document that the operation of this name in the model answers."""
+    return Response(headers={"Content-Type": "application/xml"}, body=rest_xml.write_body(operation, result))
 
 
 def http_time(seconds: float) -> str:
@@ -170,9 +171,9 @@ def http_time(seconds: float) -> str:
     return formatdate(seconds, usegmt=True)
 
 
-def owner(project_id: str, name: str = "Owner") -> Element:
+def owner(project_id: str) -> dict[str, str]:
     """Who owns something: a project."""
-    return (name, [("ID", project_id), ("DisplayName", project_id)])
+    return {"ID": project_id, "DisplayName": project_id}
 
 
 class Encoding:

@@ -1,16 +1,16 @@
 """Operations on buckets: making, removing and listing them."""
 
 import asyncio
+from typing import Any
 
 from nova import exception
 from nova.flags import FLAGS
-from nova.objectstore import buckets, errors, listing, multipart, objects, s3xml
+from nova.objectstore import buckets, errors, listing, multipart, objects
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, Upload
-from nova.objectstore.operations.base import Encoding, Operation, Response, iso_time, owner, xml
+from nova.objectstore.operations.base import Encoding, Operation, Response, owner, xml
 from nova.objectstore.operations.headers import check_acl
 from nova.objectstore.request import MAX_KEY, number
-from nova.objectstore.s3xml import Element
 
 _MAX_NUMBER = 2**31 - 1
 
@@ -29,7 +29,7 @@ class CreateBucket(Operation):
     async def run(self, received: Received) -> Response:
         location = ""
         if self.body.data.strip():
-            location = s3xml.text(s3xml.parse(self.body.data, "CreateBucketConfiguration"), "LocationConstraint") or ""
+            location = self.document("CreateBucket").get("LocationConstraint", "").strip()
         await buckets.create(self.call.store, self.target.bucket, self.project_id,
                              self.call.identity.user_id, location[:64])
         return Response(headers={"Location": f"/{self.target.bucket}"})
@@ -79,21 +79,21 @@ class _ListObjects(Operation):
                                   min(self.limit, listing.MAX_KEYS))
         return page, await objects.read_many(self.call.store, self.bucket, page.keys)
 
-    def common(self, page: listing.Page) -> list[Element]:
-        """The elements that every listing begins with."""
-        return [("Name", self.bucket.id), ("Prefix", self.encoded(self.prefix)), ("MaxKeys", self.limit),
-                ("Delimiter", self.encoded(self.delimiter) if self.delimiter else None),
-                ("EncodingType", self.encoded.name), ("IsTruncated", bool(page.next))]
+    def common(self, page: listing.Page) -> dict[str, Any]:
+        """What every listing has."""
+        return {"Name": self.bucket.id, "Prefix": self.encoded(self.prefix), "MaxKeys": self.limit,
+                "Delimiter": self.encoded(self.delimiter) if self.delimiter else None,
+                "EncodingType": self.encoded.name, "IsTruncated": bool(page.next)}
 
-    def item(self, found: Object, with_owner: bool) -> list[Element]:
+    def item(self, found: Object, with_owner: bool) -> dict[str, Any]:
         """One object."""
-        return [("Key", self.encoded(found.key)), ("LastModified", iso_time(found.modified)),
-                ("ETag", f'"{found.etag}"'), ("Size", found.size), ("StorageClass", found.storage_class),
-                *([owner(found.project_id)] if with_owner else [])]
+        return {"Key": self.encoded(found.key), "LastModified": found.modified, "ETag": f'"{found.etag}"',
+                "Size": found.size, "StorageClass": found.storage_class,
+                "Owner": owner(found.project_id) if with_owner else None}
 
-    def prefixes(self, page: listing.Page) -> list[Element]:
+    def prefixes(self, page: listing.Page) -> list[dict[str, str]]:
         """The rolled-up prefixes."""
-        return [("CommonPrefixes", [("Prefix", self.encoded(prefix))]) for prefix in page.prefixes]
+        return [{"Prefix": self.encoded(prefix)} for prefix in page.prefixes]
 
 
 class ListObjects(_ListObjects):
@@ -102,10 +102,10 @@ class ListObjects(_ListObjects):
     async def run(self, received: Received) -> Response:
         marker = self.target.params.get("marker", "")
         page, found = await self.page(marker)
-        return xml("ListBucketResult", [
-            *self.common(page), ("Marker", self.encoded(marker)),
-            ("NextMarker", self.encoded(page.next) if page.next else None),
-            *(("Contents", self.item(o, True)) for o in found), *self.prefixes(page)])
+        return xml("ListObjects", {
+            **self.common(page), "Marker": self.encoded(marker),
+            "NextMarker": self.encoded(page.next) if page.next else None,
+            "Contents": [self.item(o, True) for o in found], "CommonPrefixes": self.prefixes(page)})
 
 
 class ListObjectsV2(_ListObjects):
@@ -119,11 +119,11 @@ class ListObjectsV2(_ListObjects):
         after = listing.read_token(token).decode() if token else start_after
         page, found = await self.page(after)
         with_owner = params.get("fetch-owner", "").lower() == "true"
-        return xml("ListBucketResult", [
-            *self.common(page), ("KeyCount", len(page)), ("ContinuationToken", token),
-            ("NextContinuationToken", listing.token(page.next) if page.next else None),
-            ("StartAfter", self.encoded(start_after) if start_after else None),
-            *(("Contents", self.item(o, with_owner)) for o in found), *self.prefixes(page)])
+        return xml("ListObjectsV2", {
+            **self.common(page), "KeyCount": len(page), "ContinuationToken": token,
+            "NextContinuationToken": listing.token(page.next) if page.next else None,
+            "StartAfter": self.encoded(start_after) if start_after else None,
+            "Contents": [self.item(o, with_owner) for o in found], "CommonPrefixes": self.prefixes(page)})
 
 
 class ListObjectVersions(_ListObjects):
@@ -132,13 +132,13 @@ class ListObjectVersions(_ListObjects):
     async def run(self, received: Received) -> Response:
         marker = self.target.params.get("key-marker", "")
         page, found = await self.page(marker)
-        return xml("ListVersionsResult", [
-            *self.common(page), ("KeyMarker", self.encoded(marker)),
-            ("VersionIdMarker", self.target.params.get("version-id-marker", "")),
-            ("NextKeyMarker", self.encoded(page.next) if page.next else None),
-            ("NextVersionIdMarker", "null" if page.next else None),
-            *(("Version", [("VersionId", "null"), ("IsLatest", True), *self.item(o, True)]) for o in found),
-            *self.prefixes(page)])
+        return xml("ListObjectVersions", {
+            **self.common(page), "KeyMarker": self.encoded(marker),
+            "VersionIdMarker": self.target.params.get("version-id-marker", ""),
+            "NextKeyMarker": self.encoded(page.next) if page.next else None,
+            "NextVersionIdMarker": "null" if page.next else None,
+            "Versions": [{"VersionId": "null", "IsLatest": True, **self.item(o, True)} for o in found],
+            "CommonPrefixes": self.prefixes(page)})
 
 
 class ListMultipartUploads(Operation):
@@ -154,19 +154,17 @@ class ListMultipartUploads(Operation):
         page = await listing.walk(listing.index(store, self.bucket.uploads_key), prefix.encode(), delimiter.encode(),
                                   after, min(limit, listing.MAX_KEYS), tail=33)
         uploads = await store.get_many(Upload, [m.rpartition(b"\0")[2].decode() for m in page.keys])
-        shown: list[Element] = [
-            ("Upload", [("Key", encoded(u.key)), ("UploadId", u.id), owner(u.project_id, "Initiator"),
-                        owner(u.project_id), ("StorageClass", u.storage_class), ("Initiated", iso_time(u.initiated))])
-            for u in uploads]
-        shown += [("CommonPrefixes", [("Prefix", encoded(p))]) for p in page.prefixes]
         next_key, _, next_id = page.next.rpartition(b"\0") if page.next in page.keys[-1:] else (page.next, b"", b"")
-        return xml("ListMultipartUploadsResult", [
-            ("Bucket", self.bucket.id), ("KeyMarker", encoded(marker)), ("UploadIdMarker", id_marker),
-            ("NextKeyMarker", encoded(next_key) if page.next else None),
-            ("NextUploadIdMarker", next_id.decode() if page.next else None),
-            ("Prefix", encoded(prefix)), ("Delimiter", encoded(delimiter) if delimiter else None),
-            ("EncodingType", encoded.name), ("MaxUploads", limit), ("IsTruncated", bool(page.next)),
-            *shown])
+        return xml("ListMultipartUploads", {
+            "Bucket": self.bucket.id, "KeyMarker": encoded(marker), "UploadIdMarker": id_marker,
+            "NextKeyMarker": encoded(next_key) if page.next else None,
+            "NextUploadIdMarker": next_id.decode() if page.next else None,
+            "Prefix": encoded(prefix), "Delimiter": encoded(delimiter) if delimiter else None,
+            "EncodingType": encoded.name, "MaxUploads": limit, "IsTruncated": bool(page.next),
+            "Uploads": [{"Key": encoded(u.key), "UploadId": u.id, "Initiator": owner(u.project_id),
+                         "Owner": owner(u.project_id), "StorageClass": u.storage_class, "Initiated": u.initiated}
+                        for u in uploads],
+            "CommonPrefixes": [{"Prefix": encoded(p)} for p in page.prefixes]})
 
 
 class DeleteObjects(Operation):
@@ -176,28 +174,28 @@ class DeleteObjects(Operation):
     _AT_ONCE = 20
 
     async def run(self, received: Received) -> Response:
-        tree = s3xml.parse(self.body.data, "Delete")
-        quiet = (s3xml.text(tree, "Quiet") or "").lower() == "true"
-        items = tree.findall("Object")
-        if not 0 < len(items) <= listing.MAX_KEYS or any(item.find("Key") is None for item in items):
+        request = self.document("DeleteObjects")
+        if len(request["Objects"]) > listing.MAX_KEYS:
             raise errors.MalformedXML()
-        wanted = [(item.findtext("Key") or "", s3xml.text(item, "VersionId")) for item in items]
-        results: list[Element] = []
+        wanted = [(item["Key"], item.get("VersionId", "").strip()) for item in request["Objects"]]
+        results: list[dict[str, str | None]] = []
         for start in range(0, len(wanted), self._AT_ONCE):
             results += await asyncio.gather(*(self._delete(*w) for w in wanted[start:start + self._AT_ONCE]))
-        return xml("DeleteResult", [r for r in results if r[0] == "Error" or not quiet])
+        deleted = [] if request.get("Quiet") else [result for result in results if "Code" not in result]
+        return xml("DeleteObjects", {"Deleted": deleted, "Errors": [result for result in results if "Code" in result]})
 
-    async def _delete(self, key: str, version: str | None) -> Element:
-        name: list[Element] = [("Key", key), ("VersionId", version or None)]
+    async def _delete(self, key: str, version: str) -> dict[str, str | None]:
+        """Remove one; its answer has a Code if that was not possible."""
+        name = {"Key": key, "VersionId": version or None}
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
-            if version not in (None, "", "null"):
+            if version not in ("", "null"):
                 raise errors.NoSuchVersion()
             await objects.delete(self.call.store, self.call.files, self.bucket, key)
         except errors.S3Error as error:
-            return ("Error", [*name, ("Code", error.code), ("Message", error.message)])
+            return {**name, "Code": error.code, "Message": error.message}
         except exception.Unavailable:
             unavailable = errors.ServiceUnavailable()
-            return ("Error", [*name, ("Code", unavailable.code), ("Message", unavailable.message)])
-        return ("Deleted", name)
+            return {**name, "Code": unavailable.code, "Message": unavailable.message}
+        return name

@@ -7,17 +7,18 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from nova import exception, process
-from nova.objectstore import checksums, errors, multipart, objects, s3xml
+from nova.objectstore import checksums, errors, multipart, objects
 from nova.objectstore import models as records
 from nova.objectstore.body import MAX_UPLOAD, Received, Target
 from nova.objectstore.files import Undo, Writer
 from nova.objectstore.operations import headers as object_headers
-from nova.objectstore.operations.base import Operation, Response, Upload, iso_time, owner, xml
+from nova.objectstore.operations.base import Operation, Response, Upload, owner, xml
 from nova.objectstore.operations.object import open_source
 from nova.objectstore.request import copy_source, number
-from nova.objectstore.s3xml import Element
+from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class CreateMultipartUpload(Operation):
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
             checksum_algorithm=self.algorithm, checksum_type=self.type)
         await multipart.create(self.call.store, self.bucket, upload)
-        response = xml("InitiateMultipartUploadResult", [
-            ("Bucket", self.bucket.id), ("Key", self.target.key), ("UploadId", upload.id)])
+        response = xml("CreateMultipartUpload", {
+            "Bucket": self.bucket.id, "Key": self.target.key, "UploadId": upload.id})
         if self.algorithm:
             response.headers |= {"x-amz-checksum-algorithm": self.algorithm, "x-amz-checksum-type": self.type}
         return response
@@ -134,9 +135,8 @@ class UploadPartCopy(Operation):
         with Undo(files, writer.name):
             part = multipart.new_part(self.upload, self.number, writer.name, copied.size, copied.md5, copied.checksums)
             await multipart.put_part(self.call.store, files, self.upload, part)
-        return xml("CopyPartResult", [
-            ("ETag", f'"{part.md5}"'), ("LastModified", iso_time(part.modified)),
-            *((f"Checksum{name}", value) for name, value in part.checksums.items())])
+        return xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
+                                      **checksums.members(part.checksums)})
 
     def _range(self, size: int) -> tuple[int, int]:
         header = self.headers.get("x-amz-copy-source-range")
@@ -194,14 +194,13 @@ class CompleteMultipartUpload(Operation):
         return Response(headers={"Content-Type": "application/xml"}, body=self._signs_of_life(task))
 
     def _listed(self) -> list[multipart.Listed]:
-        tree = s3xml.parse(self.body.data, "CompleteMultipartUpload")
         listed = []
-        for part in tree.findall("Part"):
-            text, etag = s3xml.text(part, "PartNumber") or "", s3xml.text(part, "ETag") or ""
-            if not re.fullmatch(r"[0-9]{1,5}", text) or not etag:
+        for part in self.document("CompleteMultipartUpload").get("Parts", []):
+            part_number, etag = part.get("PartNumber"), part.get("ETag", "").strip()
+            if part_number is None or not etag:
                 raise errors.MalformedXML()
-            sums = {name: s3xml.text(part, f"Checksum{name}") for name in checksums.ALGORITHMS}
-            listed.append(multipart.Listed(int(text), etag.strip('"'), {n: v for n, v in sums.items() if v}))
+            sums = {name: part.get(f"Checksum{name}", "").strip() for name in checksums.ALGORITHMS}
+            listed.append(multipart.Listed(part_number, etag.strip('"'), {n: v for n, v in sums.items() if v}))
         if not 0 < len(listed) <= multipart.MAX_PARTS:
             raise errors.MalformedXML()
         return listed
@@ -214,25 +213,25 @@ class CompleteMultipartUpload(Operation):
         return found
 
     def _result(self, new: records.Object) -> Response:
-        return xml("CompleteMultipartUploadResult", self._elements(new))
+        return xml("CompleteMultipartUpload", self._members(new))
 
-    def _elements(self, new: records.Object) -> list[Element]:
-        return [("Location", f"{self.call.url}{self.target.path}"), ("Bucket", new.bucket), ("Key", new.key),
-                ("ETag", f'"{new.etag}"'), *((f"Checksum{name}", value) for name, value in new.checksums.items()),
-                ("ChecksumType", new.checksum_type if new.checksums else None)]
+    def _members(self, new: records.Object) -> dict[str, Any]:
+        return {"Location": f"{self.call.url}{self.target.path}", "Bucket": new.bucket, "Key": new.key,
+                "ETag": f'"{new.etag}"', **checksums.members(new.checksums),
+                "ChecksumType": new.checksum_type if new.checksums else None}
 
     async def _signs_of_life(self, task: "asyncio.Task[records.Object]") -> AsyncIterator[bytes]:
         """White space while it goes on, then the result or, as S3 does it, an error under status 200."""
-        yield s3xml.DECLARATION
+        yield rest_xml.DECLARATION
         while not (await asyncio.wait([task], timeout=_PATIENCE))[0]:
             yield b" "
         try:
-            name, children = "CompleteMultipartUploadResult", self._elements(task.result())
+            document = rest_xml.write_body("CompleteMultipartUpload", self._members(task.result()))
         except exception.NovaError as error:
             log.warning("completing an upload failed: %s", error)
             shown = error if isinstance(error, errors.S3Error) else errors.InternalError()
-            name, children = "Error", [("Code", shown.code), ("Message", shown.message)]
-        yield s3xml.document(name, children).removeprefix(s3xml.DECLARATION)
+            document = rest_xml.write_error({"Code": shown.code, "Message": shown.message})
+        yield document.removeprefix(rest_xml.DECLARATION)
 
 
 class AbortMultipartUpload(Operation):
@@ -253,11 +252,12 @@ class ListParts(Operation):
         limit = number(params, "max-parts", 1000, 0, 2**31 - 1)
         parts = [p for p in await multipart.parts_of(self.call.store, upload) if p.number > marker]
         page = parts[:min(limit, 1000)]
-        return xml("ListPartsResult", [
-            ("Bucket", upload.bucket), ("Key", upload.key), ("UploadId", upload.id),
-            owner(upload.project_id, "Initiator"), owner(upload.project_id), ("StorageClass", upload.storage_class),
-            ("PartNumberMarker", marker), ("NextPartNumberMarker", page[-1].number if page else 0),
-            ("MaxParts", limit), ("IsTruncated", len(page) < len(parts) and bool(page)),
-            ("ChecksumAlgorithm", upload.checksum_algorithm or None), ("ChecksumType", upload.checksum_type or None),
-            *(("Part", [("PartNumber", p.number), ("LastModified", iso_time(p.modified)), ("ETag", f'"{p.md5}"'),
-                        ("Size", p.size), *((f"Checksum{n}", v) for n, v in p.checksums.items())]) for p in page)])
+        return xml("ListParts", {
+            "Bucket": upload.bucket, "Key": upload.key, "UploadId": upload.id,
+            "Initiator": owner(upload.project_id), "Owner": owner(upload.project_id),
+            "StorageClass": upload.storage_class,
+            "PartNumberMarker": marker, "NextPartNumberMarker": page[-1].number if page else 0,
+            "MaxParts": limit, "IsTruncated": len(page) < len(parts) and bool(page),
+            "ChecksumAlgorithm": upload.checksum_algorithm or None, "ChecksumType": upload.checksum_type or None,
+            "Parts": [{"PartNumber": p.number, "LastModified": p.modified, "ETag": f'"{p.md5}"', "Size": p.size,
+                       **checksums.members(p.checksums)} for p in page]})

@@ -6,12 +6,12 @@ from typing import BinaryIO
 
 from nova import process
 from nova.auth import rbac
-from nova.objectstore import buckets, conditions, errors, objects
+from nova.objectstore import buckets, checksums, conditions, errors, objects
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
 from nova.objectstore.models import Object, object_id
 from nova.objectstore.operations import headers as object_headers
-from nova.objectstore.operations.base import Operation, Response, Upload, iso_time, xml
+from nova.objectstore.operations.base import Operation, Response, Upload, xml
 from nova.objectstore.request import copy_source, number
 
 _BLOCK = 256 << 10
@@ -101,9 +101,8 @@ class CopyObject(Operation):
                 storage_class=object_headers.storage_class(self.headers),
                 checksums=source.checksums if whole else {})
             await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
-        return xml("CopyObjectResult", [
-            ("ETag", f'"{new.etag}"'), ("LastModified", iso_time(new.modified)),
-            *((f"Checksum{name}", value) for name, value in new.checksums.items())])
+        return xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
+                                  **checksums.members(new.checksums)})
 
 
     async def _link(self, owner: str) -> tuple[Object, str]:

@@ -3,14 +3,11 @@
 Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go by the error code.
 """
 
-from nova.objectstore import errors, s3xml
+from nova.objectstore import errors
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, object_id
 from nova.objectstore.operations.base import Operation, Response, owner, xml
 from nova.objectstore.operations.headers import check_acl
-from nova.objectstore.s3xml import Element
-
-_XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"'
 
 #: sub-resource of a bucket -> code and text of the error when it is not set
 _NOT_SET = {
@@ -29,19 +26,19 @@ _NOT_SET = {
     "object-lock": ("ObjectLockConfigurationNotFoundError",
                     "Object Lock configuration does not exist for this bucket"),
 }
-#: sub-resource of a bucket -> document when it is not set
-_EMPTY: dict[str, tuple[str, list[Element]]] = {
-    "versioning": ("VersioningConfiguration", []),
-    "logging": ("BucketLoggingStatus", []),
-    "notification": ("NotificationConfiguration", []),
-    "accelerate": ("AccelerateConfiguration", []),
-    "requestPayment": ("RequestPaymentConfiguration", [("Payer", "BucketOwner")]),
+#: sub-resource of a bucket -> operation of the model that gets it, and the answer when it is not set
+_EMPTY: dict[str, tuple[str, dict[str, str]]] = {
+    "versioning": ("GetBucketVersioning", {}),
+    "logging": ("GetBucketLogging", {}),
+    "notification": ("GetBucketNotificationConfiguration", {}),
+    "accelerate": ("GetBucketAccelerateConfiguration", {}),
+    "requestPayment": ("GetBucketRequestPayment", {"Payer": "BucketOwner"}),
 }
-#: sub-resource of which a bucket may have several, each with an id -> document when there are none
+#: sub-resource of which a bucket may have several, each with an id -> operation of the model that lists them
 _LISTS = {
-    "inventory": "ListInventoryConfigurationsResult", "analytics": "ListBucketAnalyticsConfigurationsResult",
-    "metrics": "ListMetricsConfigurationsResult",
-    "intelligent-tiering": "ListBucketIntelligentTieringConfigurationsOutput",
+    "inventory": "ListBucketInventoryConfigurations", "analytics": "ListBucketAnalyticsConfigurations",
+    "metrics": "ListBucketMetricsConfigurations",
+    "intelligent-tiering": "ListBucketIntelligentTieringConfigurations",
 }
 
 
@@ -49,9 +46,7 @@ class GetBucketLocation(Operation):
     """GET bucket?location: what the bucket was made with."""
 
     async def run(self, received: Received) -> Response:
-        body = s3xml.DECLARATION + s3xml.fragment((f'LocationConstraint xmlns="{s3xml.NAMESPACE}"',
-                                                   self.bucket.location))
-        return Response(headers={"Content-Type": "application/xml"}, body=body)
+        return xml("GetBucketLocation", {"LocationConstraint": self.bucket.location})
 
 
 class GetBucketConfiguration(Operation):
@@ -64,7 +59,7 @@ class GetBucketConfiguration(Operation):
         if name in _LISTS:
             if "id" in self.target.params:
                 raise errors.NothingSet("NoSuchConfiguration", "The specified configuration does not exist.")
-            return xml(_LISTS[name], [("IsTruncated", False)])
+            return xml(_LISTS[name], {"IsTruncated": False})
         if name in _NOT_SET:
             raise errors.NothingSet(*_NOT_SET[name])
         raise errors.NotImplementedYet(what=f"The sub-resource {name}")
@@ -89,7 +84,7 @@ class GetObjectTagging(_OfObject):
     """GET object?tagging: no tags."""
 
     async def run(self, received: Received) -> Response:
-        return xml("Tagging", [("TagSet", [])])
+        return xml("GetObjectTagging", {"TagSet": []})
 
 
 class DeleteObjectTagging(_OfObject):
@@ -99,25 +94,24 @@ class DeleteObjectTagging(_OfObject):
         return Response(204)
 
 
-def _acl(project_id: str) -> Response:
-    grantee: Element = (f"Grantee {_XSI}", [("ID", project_id), ("DisplayName", project_id)])
-    return xml("AccessControlPolicy", [
-        owner(project_id),
-        ("AccessControlList", [("Grant", [grantee, ("Permission", "FULL_CONTROL")])])])
+def _acl(operation: str, project_id: str) -> Response:
+    return xml(operation, {
+        "Owner": owner(project_id),
+        "Grants": [{"Grantee": {"Type": "CanonicalUser", **owner(project_id)}, "Permission": "FULL_CONTROL"}]})
 
 
 class GetBucketAcl(Operation):
     """GET bucket?acl: the owner may do everything."""
 
     async def run(self, received: Received) -> Response:
-        return _acl(self.bucket.project_id)
+        return _acl("GetBucketAcl", self.bucket.project_id)
 
 
 class GetObjectAcl(_OfObject):
     """GET object?acl: the owner may do everything."""
 
     async def run(self, received: Received) -> Response:
-        return _acl(self.bucket.project_id)
+        return _acl("GetObjectAcl", self.bucket.project_id)
 
 
 class PutBucketAcl(Operation):
@@ -130,8 +124,8 @@ class PutBucketAcl(Operation):
 
     async def run(self, received: Received) -> Response:
         if self.body.data.strip():
-            tree = s3xml.parse(self.body.data, "AccessControlPolicy")
-            grants = [(g.findtext("Grantee/ID"), g.findtext("Permission")) for g in tree.iter("Grant")]
+            grants = [(grant.get("Grantee", {}).get("ID"), grant.get("Permission"))
+                      for grant in self.document("PutBucketAcl").get("Grants", [])]
             if any(grant != (self.bucket.project_id, "FULL_CONTROL") for grant in grants):
                 raise errors.NotImplementedYet(what="Granting access")
         elif "x-amz-acl" not in self.headers:
