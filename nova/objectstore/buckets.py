@@ -5,6 +5,7 @@ Bucket names are shared by all projects; a bucket belongs to one, and to the use
 
 import re
 import time
+from typing import Any
 
 from nova import exception
 from nova.datastore import Store
@@ -26,13 +27,16 @@ def check_name(name: str) -> None:
         raise errors.InvalidBucketName()
 
 
-async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "") -> Bucket:
+async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "",
+                 configuration: dict[str, Any] | None = None) -> Bucket:
     """Make a bucket.
 
+    :param configuration: what it has from the beginning
     :raises InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists:
     """
     check_name(name)
-    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location)
+    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location,
+                    configuration=configuration or {})
     while True:
         try:
             return await store.create(bucket)
@@ -59,11 +63,39 @@ async def is_empty(store: Store, bucket: Bucket) -> bool:
     return not await store.attempt(store.redis.zcard(bucket.keys_key))
 
 
+async def configure(store: Store, bucket: Bucket, name: str, value: Any) -> None:
+    """Set one of the sub-resources that a bucket's `configuration` has.
+
+    :param value: what JSON has; None removes it
+    :raises NoSuchBucket: somebody removed the bucket
+    """
+    def change(found: Bucket) -> dict[str, Any] | None:
+        if found.created != bucket.created:
+            raise errors.NoSuchBucket()  # this is another one of the same name
+        new = {key: old for key, old in found.configuration.items() if key != name}
+        if value is not None:
+            new[name] = value
+        return {"configuration": new} if new != found.configuration else None
+    try:
+        await store.modify(Bucket, bucket.id, change)
+    except exception.NotFound:
+        raise errors.NoSuchBucket() from None
+
+
 async def delete(store: Store, bucket: Bucket) -> None:
     """Remove a bucket that has neither objects nor uploads.
 
-    :raises BucketNotEmpty:
+    :raises BucketNotEmpty, NoSuchBucket:
     """
+    while not await _delete(store, bucket):
+        now = await get(store, bucket.id)
+        if now.created != bucket.created:
+            raise errors.NoSuchBucket()
+        bucket = now
+
+
+async def _delete(store: Store, bucket: Bucket) -> bool:
+    """Remove it; whether it was still as `bucket` says."""
     tx = store.transaction()
     tx.delete(bucket)
     tx.require_empty(bucket.keys_key)
@@ -72,5 +104,8 @@ async def delete(store: Store, bucket: Bucket) -> None:
         await tx.commit()
     except exception.NotFound:
         raise errors.NoSuchBucket() from None
-    except exception.Conflict:
+    except exception.Conflict as error:
+        if error.values.get("kind") == "bucket":
+            return False
         raise errors.BucketNotEmpty() from None
+    return True

@@ -11,15 +11,21 @@ from nova.auth.signer import (
 from nova.exception import MalformedXML, MissingRequestBody, NoSuchBucket, NoSuchKey, S3Error
 
 __all__ = [
-    "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
-    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
-    "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketName",
-    "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI",
-    "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed",
-    "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey",
-    "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed",
-    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch",
+    "AccessControlListNotSupported", "AccessDenied", "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError", "BadDigest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou",
+    "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall", "IncompleteBody", "InternalError", "InvalidAccessKeyId",
+    "InvalidArgument", "InvalidBucketAclWithObjectOwnership", "InvalidBucketName", "InvalidDigest", "InvalidPart",
+    "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI", "KeyTooLong", "MalformedACL", "MalformedPolicy",
+    "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed", "MissingContentLength",
+    "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NoSuchVersion",
+    "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed", "RequestTimeTooSkewed", "S3Error",
+    "ServiceUnavailable", "UnresolvableGrantByEmailAddress", "XAmzContentSHA256Mismatch",
 ]
+
+
+class AccessControlListNotSupported(S3Error):
+    code = "AccessControlListNotSupported"
+    message = "The bucket does not allow ACLs"
 
 
 class BadDigest(S3Error):
@@ -73,6 +79,11 @@ class InvalidBucketName(S3Error):
     message = "The specified bucket is not valid."
 
 
+class InvalidBucketAclWithObjectOwnership(S3Error):
+    code = "InvalidBucketAclWithObjectOwnership"
+    message = "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting"
+
+
 class InvalidDigest(S3Error):
     code = "InvalidDigest"
     message = "The {name} you specified is not valid."
@@ -107,6 +118,18 @@ class InvalidURI(S3Error):
 class KeyTooLong(S3Error):
     code = "KeyTooLongError"
     message = "Your key is too long"
+
+
+class MalformedACL(S3Error):
+    code = "MalformedACLError"
+    message = "The XML you provided was not well-formed or did not validate against our published schema"
+
+
+class MalformedPolicy(S3Error):
+    """The message says what is wrong with it."""
+
+    code = "MalformedPolicy"
+    message = "This policy contains invalid Json"
 
 
 class MalformedTrailer(S3Error):
@@ -170,6 +193,11 @@ class PreconditionFailed(S3Error):
 class ServiceUnavailable(S3Error):
     code, status = "ServiceUnavailable", 503
     message = "Service is unable to handle request."
+
+
+class UnresolvableGrantByEmailAddress(S3Error):
+    code = "UnresolvableGrantByEmailAddress"
+    message = "The e-mail address you provided does not match any account on record."
 
 
 class XAmzContentSHA256Mismatch(S3Error):

@@ -27,7 +27,7 @@ from nova.flags import FLAGS, DEFINE_string
 from nova.objectstore import body, errors, operations, request
 from nova.objectstore.body import Receiver
 from nova.objectstore.files import Files
-from nova.objectstore.operations.base import Call, Identity, Operation, Response
+from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,12 @@ _closing: set[asyncio.Future] = set()
 @functools.cache
 def _host_id() -> str:
     return base64.b64encode(hashlib.sha256(FLAGS.host.encode()).digest()).decode()
+
+
+def _anonymous(request: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
+    """Who did not sign; what the request says of its payload is checked all the same."""
+    payload = request.header("X-Amz-Content-Sha256") or ""
+    return signer.Claim("", None, "anonymous", "s3", request, "", payload=payload), Anonymous()
 
 
 def _as_s3_error(error: Exception) -> errors.S3Error:
@@ -127,7 +133,7 @@ class S3Handler(web.RequestHandler):
             length = body.content_length(self.request.headers)
             await self._prepare()
         except Exception as error:  # whatever it is becomes an answer
-            self._failure = _as_s3_error(error)
+            self._fail(error)
             if "Expect" in self.request.headers or (length or 0) > _HEAR_OUT:
                 await self._answer_failure(hang_up=True)
 
@@ -135,22 +141,20 @@ class S3Handler(web.RequestHandler):
         method, headers = self.request.method or "", self.request.headers
         target = request.read(self.request.uri or "", self.request.host, FLAGS.s3_domain)
         signed = signer.SignedRequest(method, target.path, target.query, tuple(headers.get_all()))
-        claim, identity = await self._authenticate(signed, target.bucket if target.virtual else None)
+        claimed = signer.read_s3(signed, target.bucket if target.virtual else None)
+        claim, identity = await self._authenticate(claimed) if claimed else _anonymous(signed)
         kind = operations.find(method, target, "x-amz-copy-source" in headers)
         url = f"{self.request.protocol}://{self.request.host}"
         expected = body.expect(headers, claim, identity.secret, kind.max_body)
-        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length)
+        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length,
+                    self.request.remote_ip or "")
         self._operation = kind(call)
         place = await self._operation.prepare()
         expected.wanted = self._operation.wanted_checksums
         self._receiver = Receiver(expected, place, self._files.pool, kind.max_body)
         self.request.connection.set_max_body_size(kind.max_body * 2)  # type: ignore[union-attr]
 
-    async def _authenticate(self, signed: signer.SignedRequest,
-                            bucket: str | None) -> tuple[signer.Claim, Identity]:
-        claim = signer.read_s3(signed, bucket)
-        if claim is None:
-            raise errors.AccessDenied()
+    async def _authenticate(self, claim: signer.Claim) -> tuple[signer.Claim, Identity]:
         try:
             identity = await self._auth.identity(claim.access_key, claim.project)
         except exception.AuthFailure:
@@ -160,6 +164,14 @@ class S3Handler(web.RequestHandler):
         except exception.AuthFailure as error:
             raise errors.AccessDenied(error.message) from None
         return claim, identity
+
+    def _fail(self, error: Exception) -> None:
+        """What went wrong becomes the answer."""
+        found = _as_s3_error(error)
+        try:
+            self._failure = self._operation.shown(found) if self._operation else found
+        except exception.NovaError as second:
+            self._failure = _as_s3_error(second)
 
     async def data_received(self, chunk: bytes) -> None:
         request_id_var.set(self.request_id)
@@ -181,7 +193,7 @@ class S3Handler(web.RequestHandler):
                 received = await self._receiver.finish()
                 response = await self._operation.run(received)
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._fail(error)
             else:
                 await self._answer(response)
                 return

@@ -206,7 +206,7 @@ def _assemble(files: Files, upload: Upload, chosen: list[Part], given: dict[str,
                   sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
                   modified=time.time(), headers=upload.headers, metadata=upload.metadata,
                   storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
-                  checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id)
+                  checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id, acl=upload.acl)
 
 
 async def abort(store: Store, files: Files, bucket: Bucket, upload: Upload) -> None:

@@ -44,9 +44,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, user: str = "one", **config):
+    def client(self, user: str = "one", project: str = "", **config):
         config = {"retries": {"max_attempts": 1, "mode": "standard"}, "s3": {"addressing_style": "path"}, **config}
-        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{user}",
+        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{project or user}",
                             aws_secret_access_key=f"secret{user}", region_name="nova", config=Config(**config))
 
     def files(self) -> list[Path]:
@@ -83,6 +83,19 @@ def add_users(redis_url: str, ca_path: str = "") -> None:
         for name in ("one", "two"):
             await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
             await auth.create_project(name, name)
+        await store.close()
+    with ThreadPoolExecutor(1) as threads:  # the caller may be in a loop
+        threads.submit(asyncio.run, add()).result()
+
+
+def add_members(redis_url: str, ca_path: str, project: str, *names: str) -> None:
+    """Put more users into a project."""
+    async def add() -> None:
+        store = datastore.open_store(redis_url)
+        auth = AuthManager(store, FakeLdap(store, tree.roots(), os.path.join(ca_path, "directory.key")))
+        for name in names:
+            await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
+            await auth.add_member(project, name)
         await store.close()
     with ThreadPoolExecutor(1) as threads:  # the caller may be in a loop
         threads.submit(asyncio.run, add()).result()

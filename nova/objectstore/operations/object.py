@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 
 from nova import process
-from nova.auth import rbac
 from nova.objectstore import buckets, checksums, conditions, errors, objects
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
@@ -40,6 +39,7 @@ class PutObject(Upload):
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
         object_headers.metadata(self.headers)
+        self.acl = self.new_acl()
         self.may_replace = objects.write_check(self.headers)
         old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
         self.may_replace(old)
@@ -61,7 +61,8 @@ class PutObject(Upload):
                 project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
                 size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
                 headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums)
+                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums,
+                acl=self.acl)
             await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_checksums(new)})
 
@@ -75,6 +76,7 @@ class CopyObject(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.acl = self.new_acl()
         self.directive = self.headers.get("x-amz-metadata-directive", "COPY").upper()
         if self.directive not in ("COPY", "REPLACE"):
             raise errors.InvalidArgument(reason="Unknown metadata directive.")
@@ -99,7 +101,7 @@ class CopyObject(Operation):
                 headers=object_headers.content(self.headers) if replace else source.headers,
                 metadata=object_headers.metadata(self.headers) if replace else source.metadata,
                 storage_class=object_headers.storage_class(self.headers),
-                checksums=source.checksums if whole else {})
+                checksums=source.checksums if whole else {}, acl=self.acl)
             await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         return xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
                                   **checksums.members(new.checksums)})
@@ -123,9 +125,11 @@ async def open_source(operation: Operation, bucket: str, key: str) -> Object:
     :raises NoSuchBucket, NoSuchKey, AccessDenied, PreconditionFailed:
     """
     owner = await buckets.get(operation.call.store, bucket)
-    if not rbac.allows(operation.call.identity, "GetObject", owner.user_id, owner.project_id):
-        raise errors.AccessDenied()
-    source = await objects.open_object(operation.call.store, bucket, key)
+    source = await operation.authorize("GetObject", owner, key)
+    try:
+        source = source or await objects.open_object(operation.call.store, bucket, key)
+    except errors.NoSuchKey as error:
+        raise error if operation.may_list(owner) else errors.AccessDenied() from None
     conditions.check_copy(operation.headers, source.etag, source.modified)
     return source
 
@@ -139,13 +143,14 @@ class GetObject(Operation):
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
         for _ in range(_TURNS):
-            found = await objects.open_object(self.call.store, self.bucket.id, self.target.key)
+            found = await self.existing()
             response, start, length = self._describe(found)
             if not with_body:
                 return response
             try:
                 file = await process.wait(self.call.files.pool.run(open, found.path, "rb", 0))
             except FileNotFoundError:
+                await self.admit()  # another object has its key now, which may have another access control list
                 continue
             response.body = FileBody(self.call.files, file, start, length)
             return response
