@@ -214,8 +214,8 @@ def test_sub_resources_that_clients_ask_for(s3, bucket):
         assert [g["Permission"] for g in acl["Grants"]] == ["FULL_CONTROL"] and acl["Owner"]["ID"] == "one"
     s3.put_object_acl(Bucket=bucket, Key="k", ACL="private")
     for call in (lambda: s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}),
-                 lambda: s3.put_object_acl(Bucket=bucket, Key="k", ACL="public-read"),
-                 lambda: s3.put_bucket_policy(Bucket=bucket, Policy="{}")):
+                 lambda: s3.put_bucket_replication(Bucket=bucket, ReplicationConfiguration={
+                     "Role": "r", "Rules": [{"Status": "Enabled", "Destination": {"Bucket": "x"}}]})):
         with pytest.raises(ClientError) as error:
             call()
         assert code_of(error) == ("NotImplemented", 501)
