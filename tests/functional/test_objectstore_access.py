@@ -234,8 +234,8 @@ def test_malformed_policies(s3, bucket):
 
 def test_policy_for_a_project_and_a_user(server, s3, bucket, two):
     s3.put_object(Bucket=bucket, Key="in/k", Body=b"x")
-    set_policy(s3, bucket, {"Principal": {"AWS": "arn:aws:iam::two:user/two"}, "Action": ["s3:PutObject", "s3:GetObject"],
-                            "Resource": f"arn:aws:s3:::{bucket}/in/*"})
+    set_policy(s3, bucket, {"Principal": {"AWS": "arn:aws:iam::two:user/two"},
+                            "Action": ["s3:PutObject", "s3:GetObject"], "Resource": f"arn:aws:s3:::{bucket}/in/*"})
     two.put_object(Bucket=bucket, Key="in/new", Body=b"y")
     assert two.get_object(Bucket=bucket, Key="in/k")["Body"].read() == b"x"
     refused(lambda: two.put_object(Bucket=bucket, Key="out", Body=b"y"))
@@ -255,7 +255,8 @@ def test_deny_wins_over_lists_and_roles(server, s3, bucket, two):
     assert anonymous(server, f"/{bucket}/k")[0] == 403 and anonymous(server, f"/{bucket}/other")[0] == 200
     refused(lambda: s3.get_object(Bucket=bucket, Key="k"))
     refused(lambda: s3.copy_object(Bucket=bucket, Key="copy", CopySource={"Bucket": bucket, "Key": "k"}))
-    set_policy(s3, bucket, {**deny, "Action": "s3:*", "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]})
+    set_policy(s3, bucket, {**deny, "Action": "s3:*",
+                            "Resource": [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]})
     for call in (lambda: s3.list_objects_v2(Bucket=bucket), lambda: s3.put_object(Bucket=bucket, Key="n", Body=b""),
                  lambda: s3.delete_bucket(Bucket=bucket), lambda: s3.put_bucket_acl(Bucket=bucket, ACL="private")):
         refused(call)
@@ -301,7 +302,8 @@ def test_conditions_of_requests(server, s3, bucket, two):
     refused(lambda: two.list_objects_v2(Bucket=bucket, Prefix="", MaxKeys=4))
     refused(lambda: two.put_object(Bucket=bucket, Key="n", Body=b"x"))
     two.put_object(Bucket=bucket, Key="n", Body=b"x", ACL="bucket-owner-full-control")
-    set_policy(s3, bucket, {"Effect": "Deny", "Action": "s3:*", "Condition": {"Bool": {"aws:SecureTransport": "false"}}})
+    set_policy(s3, bucket, {"Effect": "Deny", "Action": "s3:*",
+                            "Condition": {"Bool": {"aws:SecureTransport": "false"}}})
     refused(lambda: s3.get_object(Bucket=bucket, Key="home/a"))
     set_policy(s3, bucket, {"Effect": "Deny", "Condition": {"StringNotEquals": {"s3:ExistingObjectTag/open": "yes"}}})
     refused(lambda: s3.get_object(Bucket=bucket, Key="home/a"))
@@ -314,7 +316,8 @@ def test_public_access_block(server, s3, bucket, two):
         s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=switches)
     refused(lambda: s3.get_public_access_block(Bucket=bucket), "NoSuchPublicAccessBlockConfiguration", 404)
     s3.put_object(Bucket=bucket, Key="k", Body=b"x", ACL="public-read")
-    set_policy(s3, bucket, {"Principal": {"AWS": "two"}}, {"Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}"})
+    set_policy(s3, bucket, {"Principal": {"AWS": "two"}},
+               {"Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{bucket}"})
     block(BlockPublicAcls=True)
     assert s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"] == {
         "BlockPublicAcls": True, "IgnorePublicAcls": False, "BlockPublicPolicy": False, "RestrictPublicBuckets": False}
