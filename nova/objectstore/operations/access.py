@@ -82,10 +82,11 @@ class PutObjectAcl(_PutAcl):
 
     async def run(self, received: Received) -> Response:
         home = self.bucket.project_id
+        if decision.ownership(self.bucket) == decision.ENFORCED:
+            self.asked(home)  # nothing but what holds anyway can be asked for
+            return Response()
         owner = acl.owner_of(self.found.acl, home)
         made = self.asked(owner)
-        if decision.ownership(self.bucket) == decision.ENFORCED:
-            return Response()  # nothing but what holds anyway could be asked for
 
         def change(now: Object) -> dict[str, Any]:
             if acl.owner_of(now.acl, home) != owner:
