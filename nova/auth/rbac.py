@@ -124,6 +124,10 @@ TABLE: Mapping[str, Rule] = {
     "GetBucketLifecycleConfiguration": _described(S3),
     "GetBucketTagging": _described(S3),
     "GetBucketVersioning": _described(S3),
+    "GetBucketOwnershipControls": _described(S3),
+    "GetBucketPolicy": _described(S3),
+    "GetBucketPolicyStatus": _described(S3),
+    "GetPublicAccessBlock": _described(S3),
     "ListObjects": _described(S3),
     "ListObjectsV2": _described(S3),
     "ListObjectVersions": _described(S3),
@@ -138,6 +142,12 @@ TABLE: Mapping[str, Rule] = {
     "PutBucketTagging": _OWN_BUCKET,
     "DeleteBucketTagging": _OWN_BUCKET,
     "PutBucketVersioning": _OWN_BUCKET,
+    "PutBucketOwnershipControls": _OWN_BUCKET,
+    "DeleteBucketOwnershipControls": _OWN_BUCKET,
+    "PutBucketPolicy": _OWN_BUCKET,
+    "DeleteBucketPolicy": _OWN_BUCKET,
+    "PutPublicAccessBlock": _OWN_BUCKET,
+    "DeletePublicAccessBlock": _OWN_BUCKET,
     "GetObject": _IN_BUCKET,
     "GetObjectAcl": _IN_BUCKET,
     "GetObjectAttributes": _IN_BUCKET,
@@ -254,8 +264,9 @@ and on who owns what the request is about: the user, another user of the project
 another project looks as if it did not exist (a bucket, whose name is everybody's, answers ``AccessDenied``); what
 belongs to another user of the project answers ``UnauthorizedOperation`` or, in S3, ``AccessDenied``.
 
-An action that is not in these tables cannot be called.  Objects belong to whom their bucket belongs.  Public images,
-kernels and ramdisks are seen and used by everybody.
+An action that is not in these tables cannot be called.  Objects belong to whom their bucket belongs; bucket policies
+and access control lists let others in, and policies may refuse what the table allows (:doc:`objectstore-access`).
+Public images, kernels and ramdisks are seen and used by everybody.
 """
 _LOCAL = (SYSADMIN, NETADMIN, PROJECTMANAGER)
 

@@ -33,13 +33,16 @@ def check_name(name: str) -> None:
         raise errors.InvalidBucketName()
 
 
-async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "") -> Bucket:
+async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "",
+                 configuration: dict[str, Any] | None = None) -> Bucket:
     """Make a bucket.
 
+    :param configuration: what it has from the beginning
     :raises InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists:
     """
     check_name(name)
-    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location)
+    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location,
+                    configuration=configuration or {})
     while True:
         try:
             return await store.create(bucket)

@@ -11,17 +11,23 @@ from nova.auth.signer import (
 from nova.exception import MalformedXML, MissingRequestBody, NoSuchBucket, NoSuchKey, S3Error
 
 __all__ = [
-    "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
-    "BadRequest", "InvalidPolicyDocument", "InvalidTag", "MalformedPOSTRequest", "MaxPostPreDataLengthExceeded",
-    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
-    "IllegalVersioningConfiguration", "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
-    "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest",
-    "InvalidURI", "KeyIsDeleted", "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge",
+    "AccessControlListNotSupported", "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError", "BadDigest", "BadRequest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou",
+    "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall", "IllegalVersioningConfiguration", "IncompleteBody",
+    "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketAclWithObjectOwnership",
+    "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidPolicyDocument", "InvalidRange",
+    "InvalidRequest", "InvalidTag", "InvalidURI", "KeyIsDeleted", "KeyTooLong", "MalformedACL", "MalformedPOSTRequest",
+    "MalformedPolicy", "MalformedTrailer", "MalformedXML", "MaxPostPreDataLengthExceeded", "MetadataTooLarge",
     "MethodNotAllowed", "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket",
     "NoSuchKey", "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet",
-    "PreconditionFailed", "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "VersionIsMarker",
-    "XAmzContentSHA256Mismatch",
+    "PreconditionFailed", "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "UnresolvableGrantByEmailAddress",
+    "VersionIsMarker", "XAmzContentSHA256Mismatch",
 ]
+
+
+class AccessControlListNotSupported(S3Error):
+    code = "AccessControlListNotSupported"
+    message = "The bucket does not allow ACLs"
 
 
 class AccessForbidden(S3Error):
@@ -85,6 +91,11 @@ class InvalidBucketName(S3Error):
     message = "The specified bucket is not valid."
 
 
+class InvalidBucketAclWithObjectOwnership(S3Error):
+    code = "InvalidBucketAclWithObjectOwnership"
+    message = "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting"
+
+
 class InvalidDigest(S3Error):
     code = "InvalidDigest"
     message = "The {name} you specified is not valid."
@@ -129,6 +140,18 @@ class InvalidURI(S3Error):
 class KeyTooLong(S3Error):
     code = "KeyTooLongError"
     message = "Your key is too long"
+
+
+class MalformedACL(S3Error):
+    code = "MalformedACLError"
+    message = "The XML you provided was not well-formed or did not validate against our published schema"
+
+
+class MalformedPolicy(S3Error):
+    """The message says what is wrong with it."""
+
+    code = "MalformedPolicy"
+    message = "This policy contains invalid Json"
 
 
 class MalformedPOSTRequest(S3Error):
@@ -227,6 +250,11 @@ class PreconditionFailed(S3Error):
 class ServiceUnavailable(S3Error):
     code, status = "ServiceUnavailable", 503
     message = "Service is unable to handle request."
+
+
+class UnresolvableGrantByEmailAddress(S3Error):
+    code = "UnresolvableGrantByEmailAddress"
+    message = "The e-mail address you provided does not match any account on record."
 
 
 class XAmzContentSHA256Mismatch(S3Error):

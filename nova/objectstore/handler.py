@@ -30,7 +30,7 @@ from nova.objectstore.files import Files
 from nova.objectstore.forms import boundary_of
 from nova.objectstore.models import Bucket
 from nova.objectstore.operations import form
-from nova.objectstore.operations.base import Call, Identity, Operation, Response
+from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ _closing: set[asyncio.Future] = set()
 @functools.cache
 def _host_id() -> str:
     return base64.b64encode(hashlib.sha256(FLAGS.host.encode()).digest()).decode()
+
+
+def _anonymous(request: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
+    """Who did not sign; what the request says of its payload is checked all the same."""
+    payload = request.header("X-Amz-Content-Sha256") or ""
+    return signer.Claim("", None, "anonymous", "s3", request, "", payload=payload), Anonymous()
 
 
 def _as_s3_error(error: Exception) -> errors.S3Error:
@@ -133,7 +139,7 @@ class S3Handler(web.RequestHandler):
             await self._see_origin()
             await self._prepare()
         except Exception as error:  # whatever it is becomes an answer
-            self._failure = _as_s3_error(error)
+            self._fail(error)
             if "Expect" in self.request.headers or (length or 0) > _HEAR_OUT:
                 await self._answer_failure(hang_up=True)
 
@@ -152,12 +158,13 @@ class S3Handler(web.RequestHandler):
             self._receiver = form.FormReceiver(boundary_of(headers.get("Content-Type", "")), begin)
             self.request.connection.set_max_body_size(MAX_UPLOAD + form.ENVELOPE)  # type: ignore[union-attr]
             return
-        claim, identity = await self._authenticate(claimed)
+        claim, identity = await self._identify(claimed, signed)
         kind = operations.find(method, target, "x-amz-copy-source" in headers)
         expected = body.expect(headers, claim, identity.secret, kind.max_body)
         if not kind.sums_of_body:
             expected.checksums = {}
-        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length)
+        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length,
+                    self.request.remote_ip or "")
         self._operation = kind(call)
         place = await self._operation.prepare()
         expected.wanted = self._operation.wanted_checksums
@@ -181,14 +188,18 @@ class S3Handler(web.RequestHandler):
                           posted: form.Form) -> Receiver:
         """The fields of a form are there: check them, and receive its file."""
         policy = posted.policy()
-        claim, identity = await self._authenticate(posted.claim(signed, policy))
-        call = Call(self._store, self._files, identity, claim, "POST", target, self.request.headers, url)
+        claim, identity = await self._identify(posted.claim(signed, policy), signed)
+        call = Call(self._store, self._files, identity, claim, "POST", target, self.request.headers, url,
+                    address=self.request.remote_ip or "")
         self._operation = operation = form.PostObject(call, posted, policy)
         return await operation.receiver()
 
-    async def _authenticate(self, claim: signer.Claim | None) -> tuple[signer.Claim, Identity]:
-        if claim is None:
-            raise errors.AccessDenied()
+    async def _identify(self, claim: signer.Claim | None,
+                        signed: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
+        """Who asks; nobody in particular if the request claims nothing."""
+        return await self._authenticate(claim) if claim else _anonymous(signed)
+
+    async def _authenticate(self, claim: signer.Claim) -> tuple[signer.Claim, Identity]:
         try:
             identity = await self._auth.identity(claim.access_key, claim.project)
         except exception.AuthFailure:
@@ -200,6 +211,14 @@ class S3Handler(web.RequestHandler):
             raise errors.AccessDenied(error.message) from None
         return claim, identity
 
+    def _fail(self, error: Exception) -> None:
+        """What went wrong becomes the answer."""
+        found = _as_s3_error(error)
+        try:
+            self._failure = self._operation.shown(found) if self._operation else found
+        except exception.NovaError as second:
+            self._failure = _as_s3_error(second)
+
     async def data_received(self, chunk: bytes) -> None:
         request_id_var.set(self.request_id)
         if self._finished:
@@ -209,7 +228,7 @@ class S3Handler(web.RequestHandler):
                 await self._receiver.feed(chunk)
                 return
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._fail(error)
         self._thrown_away += len(chunk)
         if self._thrown_away > _HEAR_OUT:
             await self._answer_failure(hang_up=True)
@@ -219,7 +238,7 @@ class S3Handler(web.RequestHandler):
             try:
                 response = self._preflight or await self._respond()
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._fail(error)
             else:
                 await self._answer(response)
                 return

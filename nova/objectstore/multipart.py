@@ -206,7 +206,7 @@ def _assemble(files: Files, upload: Upload, chosen: list[Part], given: dict[str,
                   sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
                   modified=time.time(), headers=upload.headers, metadata=upload.metadata,
                   storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
-                  part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags,
+                  part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags, acl=upload.acl,
                   checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id)
 
 

@@ -45,9 +45,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, user: str = "one", **config):
+    def client(self, user: str = "one", project: str = "", **config):
         config = {"retries": {"max_attempts": 1, "mode": "standard"}, "s3": {"addressing_style": "path"}, **config}
-        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{user}",
+        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{project or user}",
                             aws_secret_access_key=f"secret{user}", region_name="nova", config=Config(**config))
 
     def files(self) -> list[Path]:
@@ -88,6 +88,9 @@ def add_users(redis_url: str, ca_path: str = "") -> None:
         for name in ("one", "two"):
             await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
             await auth.create_project(name, name)
+        for name in ("anna", "berta"):
+            await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
+            await auth.add_member("one", name)
         await store.close()
     with ThreadPoolExecutor(1) as threads:  # the caller may be in a loop
         threads.submit(asyncio.run, add()).result()
@@ -108,7 +111,6 @@ def own_stores(directory: Path) -> Iterator[RedisServer]:
                 while_adding.enter_context(own_slapd.used())
             add_users(own_redis.url, str(directory / "ca"))
         yield own_redis
-
 
 @pytest.fixture(name="server", scope="module")
 def server_fixture(tmp_path_factory) -> Iterator[Server]:

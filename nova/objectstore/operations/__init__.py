@@ -3,6 +3,7 @@
 from nova.auth import rbac
 from nova.objectstore import errors
 from nova.objectstore.operations import (
+    access,
     account,
     attributes,
     bucket,
@@ -30,8 +31,18 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("GET", "uploads"): bucket.ListMultipartUploads,
     ("POST", "delete"): bucket.DeleteObjects,
     ("GET", "location"): subresources.GetBucketLocation,
-    ("GET", "acl"): subresources.GetBucketAcl,
-    ("PUT", "acl"): subresources.PutBucketAcl,
+    ("GET", "acl"): access.GetBucketAcl,
+    ("PUT", "acl"): access.PutBucketAcl,
+    ("GET", "policy"): access.GetBucketPolicy,
+    ("PUT", "policy"): access.PutBucketPolicy,
+    ("DELETE", "policy"): access.DeleteBucketPolicy,
+    ("GET", "policyStatus"): access.GetBucketPolicyStatus,
+    ("GET", "publicAccessBlock"): access.GetPublicAccessBlock,
+    ("PUT", "publicAccessBlock"): access.PutPublicAccessBlock,
+    ("DELETE", "publicAccessBlock"): access.DeletePublicAccessBlock,
+    ("GET", "ownershipControls"): access.GetBucketOwnershipControls,
+    ("PUT", "ownershipControls"): access.PutBucketOwnershipControls,
+    ("DELETE", "ownershipControls"): access.DeleteBucketOwnershipControls,
     ("GET", "cors"): configuration.GetBucketCors,
     ("PUT", "cors"): configuration.PutBucketCors,
     ("DELETE", "cors"): configuration.DeleteBucketCors,
@@ -43,8 +54,7 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("DELETE", "lifecycle"): configuration.DeleteBucketLifecycle,
 }
 #: a bucket may lose these whether it has them or not
-_REMOVABLE = frozenset(("policy", "website", "encryption", "replication",
-                        "publicAccessBlock", "ownershipControls", "inventory", "analytics", "metrics",
+_REMOVABLE = frozenset(("website", "encryption", "replication", "inventory", "analytics", "metrics",
                         "intelligent-tiering"))
 _OBJECT: dict[tuple[str, str], type[Operation]] = {
     ("GET", ""): object.GetObject,
@@ -56,8 +66,8 @@ _OBJECT: dict[tuple[str, str], type[Operation]] = {
     ("POST", "uploadId"): multipart.CompleteMultipartUpload,
     ("DELETE", "uploadId"): multipart.AbortMultipartUpload,
     ("GET", "uploadId"): multipart.ListParts,
-    ("GET", "acl"): subresources.GetObjectAcl,
-    ("PUT", "acl"): subresources.PutObjectAcl,
+    ("GET", "acl"): access.GetObjectAcl,
+    ("PUT", "acl"): access.PutObjectAcl,
     ("GET", "tagging"): tagging.GetObjectTagging,
     ("PUT", "tagging"): tagging.PutObjectTagging,
     ("DELETE", "tagging"): tagging.DeleteObjectTagging,

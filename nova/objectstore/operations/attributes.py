@@ -7,7 +7,6 @@ from nova.objectstore.body import Received
 from nova.objectstore.models import Object
 from nova.objectstore.operations.base import Operation, Response, http_time, xml
 from nova.objectstore.operations.headers import of_version
-from nova.objectstore.operations.object import target_object
 from nova.objectstore.request import number
 
 _ATTRIBUTES = frozenset(("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"))
@@ -29,7 +28,7 @@ class GetObjectAttributes(Operation):
         self.marker = number(dict(self.headers), "X-Amz-Part-Number-Marker", 0, 0, 2**31 - 1)
 
     async def run(self, received: Received) -> Response:
-        found = await target_object(self)
+        found = await self.existing()
         conditions.check_read(self.headers, found.etag, found.modified)
         sums = checksums.members(found.checksums)
         known: dict[str, Any] = {

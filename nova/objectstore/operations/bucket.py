@@ -6,10 +6,10 @@ from typing import Any
 from nova import exception
 from nova.flags import FLAGS
 from nova.objectstore import buckets, errors, listing, multipart, objects, versions
+from nova.objectstore.access import acl, decision
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, Upload
 from nova.objectstore.operations.base import Encoding, Operation, Response, owner, xml
-from nova.objectstore.operations.headers import check_acl
 from nova.objectstore.request import MAX_KEY, number
 
 _MAX_NUMBER = 2**31 - 1
@@ -22,7 +22,7 @@ class CreateBucket(Operation):
 
     async def check(self) -> None:
         buckets.check_name(self.target.bucket)
-        check_acl(self.headers)
+        self.configuration = decision.new_bucket_configuration(self.headers, self.project_id)
         if self.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
             raise errors.NotImplementedYet(what="Object lock")
 
@@ -31,7 +31,7 @@ class CreateBucket(Operation):
         if self.body.data.strip():
             location = self.document("CreateBucket").get("LocationConstraint", "").strip()
         await buckets.create(self.call.store, self.target.bucket, self.project_id,
-                             self.call.identity.user_id, location[:64])
+                             self.call.identity.user_id, location[:64], self.configuration)
         return Response(headers={"Location": f"/{self.target.bucket}"})
 
 
@@ -89,7 +89,7 @@ class Listing(Operation):
         """One object."""
         return {"Key": self.encoded(found.key), "LastModified": found.modified, "ETag": f'"{found.etag}"',
                 "Size": found.size, "StorageClass": found.storage_class,
-                "Owner": owner(found.project_id) if with_owner else None}
+                "Owner": owner(acl.owner_of(found.acl, found.project_id)) if with_owner else None}
 
     def prefixes(self, page: listing.Page) -> list[dict[str, str]]:
         """The rolled-up prefixes."""
@@ -158,6 +158,11 @@ class DeleteObjects(Operation):
     max_body = 4 << 20
     _AT_ONCE = 20
 
+    async def admit(self) -> None:
+        """Each key is asked for when it is known."""
+        if not decision.may_some(self.question(self.action, self.bucket, "")):
+            raise errors.AccessDenied()
+
     async def run(self, received: Received) -> Response:
         request = self.document("DeleteObjects")
         if len(request["Objects"]) > listing.MAX_KEYS:
@@ -175,6 +180,7 @@ class DeleteObjects(Operation):
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
+            await self.authorize(self.action, self.bucket, key, version or None)
             removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None)
         except errors.InvalidArgument:  # an id that no version has; here S3 tells it so
             return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}

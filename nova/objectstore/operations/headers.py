@@ -14,8 +14,6 @@ _META = "x-amz-meta-"
 _MAX_METADATA = 2048
 _DEFAULT_TYPE = "binary/octet-stream"
 _STORAGE_CLASSES = frozenset(("STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING"))
-#: they grant nothing to anybody but the owner's project
-_PRIVATE_ACLS = frozenset(("private", "aws-exec-read", "bucket-owner-read", "bucket-owner-full-control"))
 #: ignoring these would promise what is not kept
 _NOT_OFFERED = {
     "x-amz-object-lock-mode": "Object lock",
@@ -26,20 +24,8 @@ _NOT_OFFERED = {
 }
 
 
-def check_acl(headers: HTTPHeaders) -> None:
-    """Refuse what would share an object or bucket with others; :raises NotImplementedYet, InvalidArgument:"""
-    acl = headers.get("x-amz-acl")
-    if acl is not None and acl not in _PRIVATE_ACLS:
-        if acl in ("public-read", "public-read-write", "authenticated-read", "log-delivery-write"):
-            raise errors.NotImplementedYet(what=f"The canned ACL {acl}")
-        raise errors.InvalidArgument(reason="x-amz-acl is no canned ACL")
-    if any(name.lower().startswith("x-amz-grant-") for name in headers):
-        raise errors.NotImplementedYet(what="Granting access")
-
-
 def check_offered(headers: HTTPHeaders) -> None:
     """Refuse what an object cannot have here; :raises NotImplementedYet, InvalidArgument:"""
-    check_acl(headers)
     for name, what in _NOT_OFFERED.items():
         if name in headers:
             raise errors.NotImplementedYet(what=what)

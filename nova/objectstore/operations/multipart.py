@@ -35,6 +35,7 @@ class CreateMultipartUpload(Operation):
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
         self.tags = tags.from_header(self.headers)
+        self.acl = self.new_acl()
         self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         default = checksums.FULL_OBJECT if self.algorithm == "CRC64NVME" else checksums.COMPOSITE
         self.type = self.headers.get("x-amz-checksum-type", default if self.algorithm else "")
@@ -50,7 +51,7 @@ class CreateMultipartUpload(Operation):
             multipart.new_id(), bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
             user_id=self.bucket.user_id, initiated=time.time(), headers=object_headers.content(self.headers),
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
-            checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags)
+            checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags, acl=self.acl)
         await multipart.create(self.call.store, self.bucket, upload)
         response = xml("CreateMultipartUpload", {
             "Bucket": self.bucket.id, "Key": self.target.key, "UploadId": upload.id})

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 
 from nova import process
-from nova.auth import rbac
 from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
@@ -17,14 +16,6 @@ from nova.objectstore.request import copy_source, number
 _BLOCK = 256 << 10
 #: how often an object is looked up again whose file was replaced between reading the record and opening the file
 _TURNS = 3
-
-
-def version_of(params: dict[str, str]) -> str | None:
-    """The version that a request names; :raises InvalidArgument: no version has such an id"""
-    version = params.get("versionId")
-    if version is not None:
-        versions.check_id(version)
-    return version
 
 
 class PutObject(Upload):
@@ -42,6 +33,7 @@ class PutObject(Upload):
         object_headers.check_offered(self.headers)
         object_headers.metadata(self.headers)
         self.tags = tags.from_header(self.headers)
+        self.acl = self.new_acl()
         self.may_replace = objects.write_check(self.headers)
         old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
         self.may_replace(versions.live(old))
@@ -63,7 +55,8 @@ class PutObject(Upload):
                 project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
                 size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
                 headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags)
+                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
+                acl=self.acl)
             new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
                                  **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
@@ -78,6 +71,7 @@ class CopyObject(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.acl = self.new_acl()
         self.directive = self.headers.get("x-amz-metadata-directive", "COPY").upper()
         if self.directive not in ("COPY", "REPLACE"):
             raise errors.InvalidArgument(reason="Unknown metadata directive.")
@@ -109,7 +103,7 @@ class CopyObject(Operation):
                 headers=object_headers.content(self.headers) if replace else source.headers,
                 metadata=object_headers.metadata(self.headers) if replace else source.metadata,
                 storage_class=object_headers.storage_class(self.headers),
-                checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags)
+                checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags, acl=self.acl)
             new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
                                       **checksums.members(new.checksums),
@@ -153,45 +147,37 @@ async def open_source(operation: Operation, bucket: str, key: str,
     :raises InvalidRequest: this version is a delete marker
     """
     owner = await buckets.get(operation.call.store, bucket)
-    if not rbac.allows(operation.call.identity, "GetObject", owner.user_id, owner.project_id):
-        raise errors.AccessDenied()
     try:
-        source = await objects.open_object(operation.call.store, bucket, key, version)
+        source = await operation.authorize("GetObject", owner, key, version)
+        source = source or await objects.open_object(operation.call.store, bucket, key, version)
     except errors.VersionIsMarker:
         raise errors.InvalidRequest(reason="The source of a copy request may not specifically refer to a delete "
                                            "marker by version id.") from None
-    except errors.KeyIsDeleted:
-        raise errors.NoSuchKey() from None  # its headers would speak of the copy
+    except (errors.NoSuchKey, errors.NoSuchVersion) as error:
+        if not operation.may_list(owner):
+            raise errors.AccessDenied() from None
+        if isinstance(error, errors.KeyIsDeleted):
+            raise errors.NoSuchKey() from None  # its headers would speak of the copy
+        raise
     conditions.check_copy(operation.headers, source.etag, source.modified)
     return {f"x-amz-copy-source-{name.removeprefix('x-amz-')}": value
             for name, value in object_headers.of_version(owner, source).items()}, source
 
 
-async def target_object(operation: Operation) -> Object:
-    """The object, or the version of it, that a request is about.
-
-    :raises NoSuchKey, NoSuchVersion, InvalidArgument, VersionIsMarker:
-    """
-    return await objects.open_object(operation.call.store, operation.bucket.id, operation.target.key,
-                                     version_of(operation.target.params))
-
-
 class GetObject(Operation):
     """GET and HEAD object, whole or one range or part of it."""
-
-    async def check(self) -> None:
-        version_of(self.target.params)
 
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
         for _ in range(_TURNS):
-            found = await target_object(self)
+            found = await self.existing()
             response, start, length = self._describe(found)
             if not with_body:
                 return response
             try:
                 file = await process.wait(self.call.files.pool.run(open, found.path, "rb", 0))
             except FileNotFoundError:
+                await self.admit()  # another object has its key now, which may have another access control list
                 continue
             response.body = FileBody(self.call.files, file, start, length)
             return response
@@ -259,9 +245,6 @@ class FileBody(AsyncIterator[bytes]):
 
 class DeleteObject(Operation):
     """DELETE object; it is no error if there is none."""
-
-    async def check(self) -> None:
-        self.version = version_of(self.target.params)
 
     async def run(self, received: Received) -> Response:
         match = self.headers.get("If-Match")

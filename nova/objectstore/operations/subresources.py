@@ -5,21 +5,14 @@ Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go 
 
 from nova.objectstore import errors
 from nova.objectstore.body import Received
-from nova.objectstore.operations.base import Operation, Response, owner, xml
-from nova.objectstore.operations.headers import check_acl
-from nova.objectstore.operations.object import target_object
+from nova.objectstore.operations.base import Operation, Response, xml
 
 #: sub-resource of a bucket -> code and text of the error when it is not set
 _NOT_SET = {
-    "policy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "policyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
     "encryption": ("ServerSideEncryptionConfigurationNotFoundError",
                    "The server side encryption configuration was not found"),
     "replication": ("ReplicationConfigurationNotFoundError", "The replication configuration was not found"),
-    "publicAccessBlock": ("NoSuchPublicAccessBlockConfiguration",
-                          "The public access block configuration was not found"),
-    "ownershipControls": ("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
     "object-lock": ("ObjectLockConfigurationNotFoundError",
                     "Object Lock configuration does not exist for this bucket"),
 }
@@ -74,60 +67,6 @@ class DeleteBucketConfiguration(Operation):
 
     async def run(self, received: Received) -> Response:
         return Response(204)
-
-
-class _OfObject(Operation):
-    """A sub-resource of an object that must be there."""
-
-    async def check(self) -> None:
-        await target_object(self)
-
-
-def _acl(operation: str, project_id: str) -> Response:
-    return xml(operation, {
-        "Owner": owner(project_id),
-        "Grants": [{"Grantee": {"Type": "CanonicalUser", **owner(project_id)}, "Permission": "FULL_CONTROL"}]})
-
-
-class GetBucketAcl(Operation):
-    """GET bucket?acl: the owner may do everything."""
-
-    async def run(self, received: Received) -> Response:
-        return _acl("GetBucketAcl", self.bucket.project_id)
-
-
-class GetObjectAcl(_OfObject):
-    """GET object?acl: the owner may do everything."""
-
-    async def run(self, received: Received) -> Response:
-        return _acl("GetObjectAcl", self.bucket.project_id)
-
-
-class PutBucketAcl(Operation):
-    """PUT bucket?acl: only what gives nobody else anything."""
-
-    max_body = 1 << 20
-
-    async def check(self) -> None:
-        check_acl(self.headers)
-
-    async def run(self, received: Received) -> Response:
-        if self.body.data.strip():
-            grants = [(grant.get("Grantee", {}).get("ID"), grant.get("Permission"))
-                      for grant in self.document("PutBucketAcl").get("Grants", [])]
-            if any(grant != (self.bucket.project_id, "FULL_CONTROL") for grant in grants):
-                raise errors.NotImplementedYet(what="Granting access")
-        elif "x-amz-acl" not in self.headers:
-            raise errors.MissingRequestBody()
-        return Response()
-
-
-class PutObjectAcl(PutBucketAcl):
-    """PUT object?acl: only what gives nobody else anything."""
-
-    async def check(self) -> None:
-        await super().check()
-        await target_object(self)
 
 
 class NotOffered(Operation):

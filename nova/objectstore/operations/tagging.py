@@ -4,14 +4,13 @@ from nova.objectstore import objects, tags
 from nova.objectstore.body import Received
 from nova.objectstore.operations.base import Operation, Response, xml
 from nova.objectstore.operations.headers import of_version
-from nova.objectstore.operations.object import target_object, version_of
 
 
 class GetObjectTagging(Operation):
     """GET object?tagging."""
 
     async def run(self, received: Received) -> Response:
-        found = await target_object(self)
+        found = await self.existing()
         response = xml("GetObjectTagging", tags.to_set(found.tags))
         response.headers |= of_version(self.bucket, found)
         return response
@@ -21,12 +20,12 @@ class _Change(Operation):
     """What changes them; the object must be there before its new tags are received."""
 
     async def check(self) -> None:
-        await target_object(self)
+        await self.existing()
 
     async def put(self, new: dict[str, str], status: int) -> Response:
         """Replace the tags.  Where another object takes the key meanwhile, the change comes before it, or after it and
         is its own; it never brings back the one that was replaced."""
-        found = await objects.modify(self.call.store, self.bucket.id, self.target.key, version_of(self.target.params),
+        found = await objects.modify(self.call.store, self.bucket.id, self.target.key, self.version,
                                      lambda _: {"tags": new})
         return Response(status, of_version(self.bucket, found))
 
