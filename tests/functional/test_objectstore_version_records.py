@@ -148,7 +148,8 @@ async def test_scrubbing_removes_all_versions(store: Store, files: Files, bucket
             await objects.put(store, files, bucket, an_object(key))
         await objects.delete(store, files, bucket, key)
     await objects.put(store, files, bucket, an_object("l"))
-    await Scrubber(store, None).delete_buckets(Context(user_id="ann", project_id="one"), ["bucket"])  # type: ignore[arg-type]
+    await Scrubber(store, None, None).delete_buckets(  # type: ignore[arg-type]
+        Context(user_id="ann", project_id="one"), ["bucket"])
     assert await store.get(Bucket, "bucket") is None and await used(store) == 0
     assert [key async for key in store.redis.scan_iter("nova:*bucket*")] == []
     assert [key async for key in store.redis.scan_iter("nova:object:*")] == []
