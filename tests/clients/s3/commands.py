@@ -29,30 +29,31 @@ class AwsCommand:
         self._environment = endpoint.environment(home)
         self._home = home
 
-    def _aws(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> str:
+        """What the command with these arguments says."""
         return run(str(Path(sys.prefix, "bin", "aws")), *arguments, environment=self._environment)
 
     def _api(self, *arguments: str) -> Any:
-        said = self._aws("s3api", *arguments, "--output", "json")
+        said = self.command("s3api", *arguments, "--output", "json")
         return json.loads(said) if said else None
 
     def make_bucket(self, bucket: str) -> None:
-        self._aws("s3", "mb", f"s3://{bucket}")
+        self.command("s3", "mb", f"s3://{bucket}")
 
     def remove_bucket(self, bucket: str) -> None:
-        self._aws("s3", "rb", f"s3://{bucket}")
+        self.command("s3", "rb", f"s3://{bucket}")
 
     def buckets(self) -> list[str]:
-        return [line.split()[2] for line in self._aws("s3", "ls").splitlines()]
+        return [line.split()[2] for line in self.command("s3", "ls").splitlines()]
 
     def put(self, bucket: str, key: str, path: Path, content_type: str = "", metadata: dict[str, str] | None = None
             ) -> None:
         options = [*(["--content-type", content_type] if content_type else []),
                    *(["--metadata", json.dumps(metadata)] if metadata else [])]
-        self._aws("s3", "cp", str(path), f"s3://{bucket}/{key}", *options)
+        self.command("s3", "cp", str(path), f"s3://{bucket}/{key}", *options)
 
     def get(self, bucket: str, key: str, path: Path) -> None:
-        self._aws("s3", "cp", f"s3://{bucket}/{key}", str(path))
+        self.command("s3", "cp", f"s3://{bucket}/{key}", str(path))
 
     def get_range(self, bucket: str, key: str, first: int, last: int) -> bytes:
         file = self._home / "range"
@@ -65,19 +66,19 @@ class AwsCommand:
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         return [line.split(None, 3)[3]
-                for line in self._aws("s3", "ls", "--recursive", f"s3://{bucket}/{prefix}").splitlines()]
+                for line in self.command("s3", "ls", "--recursive", f"s3://{bucket}/{prefix}").splitlines()]
 
     def level(self, bucket: str, prefix: str) -> tuple[list[str], list[str]]:
-        lines = self._aws("s3", "ls", f"s3://{bucket}/{prefix}").splitlines()
+        lines = self.command("s3", "ls", f"s3://{bucket}/{prefix}").splitlines()
         mark = "PRE "
         return ([prefix + line.split(None, 3)[3] for line in lines if not line.lstrip().startswith(mark)],
                 [prefix + line.lstrip().removeprefix(mark) for line in lines if line.lstrip().startswith(mark)])
 
     def copy(self, bucket: str, key: str, new: str) -> None:
-        self._aws("s3", "cp", f"s3://{bucket}/{key}", f"s3://{bucket}/{new}")
+        self.command("s3", "cp", f"s3://{bucket}/{key}", f"s3://{bucket}/{new}")
 
     def delete(self, bucket: str, key: str) -> None:
-        self._aws("s3", "rm", f"s3://{bucket}/{key}")
+        self.command("s3", "rm", f"s3://{bucket}/{key}")
 
     def delete_many(self, bucket: str, keys: list[str]) -> None:
         answer = self._api("delete-objects", "--bucket", bucket, "--delete",
@@ -85,13 +86,13 @@ class AwsCommand:
         assert "Errors" not in answer and sorted(found["Key"] for found in answer["Deleted"]) == sorted(keys)
 
     def presign_get(self, bucket: str, key: str) -> str:
-        return self._aws("s3", "presign", f"s3://{bucket}/{key}").strip()
+        return self.command("s3", "presign", f"s3://{bucket}/{key}").strip()
 
     def sync_up(self, directory: Path, bucket: str) -> None:
-        self._aws("s3", "sync", "--delete", str(directory), f"s3://{bucket}")
+        self.command("s3", "sync", "--delete", str(directory), f"s3://{bucket}")
 
     def sync_down(self, bucket: str, directory: Path) -> None:
-        self._aws("s3", "sync", "--delete", f"s3://{bucket}", str(directory))
+        self.command("s3", "sync", "--delete", f"s3://{bucket}", str(directory))
 
     def close(self) -> None:
         """It has nothing to close."""
@@ -110,31 +111,32 @@ class S3cmd:
             f"host_base = {endpoint.address}\nhost_bucket = {endpoint.address}\n"
             f"bucket_location = {endpoint.region}\nuse_https = False\n")
 
-    def _s3cmd(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> str:
+        """What the command with these arguments says."""
         return run(*self._command, *arguments, environment=self._environment)
 
     def make_bucket(self, bucket: str) -> None:
-        self._s3cmd("mb", f"s3://{bucket}")
+        self.command("mb", f"s3://{bucket}")
 
     def remove_bucket(self, bucket: str) -> None:
-        self._s3cmd("rb", f"s3://{bucket}")
+        self.command("rb", f"s3://{bucket}")
 
     def buckets(self) -> list[str]:
-        return [line.split("s3://")[1] for line in self._s3cmd("ls").splitlines()]
+        return [line.split("s3://")[1] for line in self.command("ls").splitlines()]
 
     def put(self, bucket: str, key: str, path: Path, content_type: str = "", metadata: dict[str, str] | None = None
             ) -> None:
         options = [f"--add-header=x-amz-meta-{name}:{value}" for name, value in (metadata or {}).items()]
         if content_type:
             options.append(f"--mime-type={content_type}")
-        self._s3cmd("put", *options, str(path), f"s3://{bucket}/{key}")
+        self.command("put", *options, str(path), f"s3://{bucket}/{key}")
 
     def get(self, bucket: str, key: str, path: Path) -> None:
-        self._s3cmd("get", f"s3://{bucket}/{key}", str(path))
+        self.command("get", f"s3://{bucket}/{key}", str(path))
 
     def head(self, bucket: str, key: str) -> Seen:
         said = {}
-        for line in self._s3cmd("info", f"s3://{bucket}/{key}").splitlines()[1:]:
+        for line in self.command("info", f"s3://{bucket}/{key}").splitlines()[1:]:
             name, _, value = line.strip().partition(":")
             said[name] = value.strip()
         metadata = {name.removeprefix("x-amz-meta-"): value for name, value in said.items()
@@ -142,7 +144,7 @@ class S3cmd:
         return Seen(int(said["File size"]), said["MD5 sum"], said["MIME type"], metadata)
 
     def _listed(self, *arguments: str) -> list[str]:
-        return [line.split("s3://", 1)[1].split("/", 1)[1] for line in self._s3cmd("ls", *arguments).splitlines()]
+        return [line.split("s3://", 1)[1].split("/", 1)[1] for line in self.command("ls", *arguments).splitlines()]
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         return self._listed("--recursive", f"s3://{bucket}/{prefix}")
@@ -152,22 +154,22 @@ class S3cmd:
         return [one for one in found if not one.endswith("/")], [one for one in found if one.endswith("/")]
 
     def copy(self, bucket: str, key: str, new: str) -> None:
-        self._s3cmd("cp", f"s3://{bucket}/{key}", f"s3://{bucket}/{new}")
+        self.command("cp", f"s3://{bucket}/{key}", f"s3://{bucket}/{new}")
 
     def delete(self, bucket: str, key: str) -> None:
-        self._s3cmd("del", f"s3://{bucket}/{key}")
+        self.command("del", f"s3://{bucket}/{key}")
 
     def delete_many(self, bucket: str, keys: list[str]) -> None:
-        self._s3cmd("del", *[f"s3://{bucket}/{key}" for key in keys])
+        self.command("del", *[f"s3://{bucket}/{key}" for key in keys])
 
     def presign_get(self, bucket: str, key: str) -> str:
-        return self._s3cmd("signurl", f"s3://{bucket}/{key}", "+600").strip()
+        return self.command("signurl", f"s3://{bucket}/{key}", "+600").strip()
 
     def sync_up(self, directory: Path, bucket: str) -> None:
-        self._s3cmd("sync", "--delete-removed", f"{directory}/", f"s3://{bucket}/")
+        self.command("sync", "--delete-removed", f"{directory}/", f"s3://{bucket}/")
 
     def sync_down(self, bucket: str, directory: Path) -> None:
-        self._s3cmd("sync", "--delete-removed", f"s3://{bucket}/", f"{directory}/")
+        self.command("sync", "--delete-removed", f"s3://{bucket}/", f"{directory}/")
 
     def close(self) -> None:
         """It has nothing to close."""
@@ -181,36 +183,37 @@ class Rclone:
 
     double_slashes = False
 
-    def __init__(self, endpoint: Endpoint, home: Path):
+    def __init__(self, endpoint: Endpoint, home: Path, **settings: str):
         self._rclone_path = _found("rclone")
         self._environment = {
             **endpoint.environment(home), "RCLONE_CONFIG_NOVA_TYPE": "s3", "RCLONE_CONFIG_NOVA_PROVIDER": "Other",
             "RCLONE_CONFIG_NOVA_ENDPOINT": endpoint.url, "RCLONE_CONFIG_NOVA_REGION": endpoint.region,
             "RCLONE_CONFIG_NOVA_ACCESS_KEY_ID": endpoint.access,
             "RCLONE_CONFIG_NOVA_SECRET_ACCESS_KEY": endpoint.secret, "RCLONE_S3_UPLOAD_CUTOFF": "8Mi",
-            "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1"}
+            "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1", **settings}
         self._home = home
 
-    def _rclone(self, *arguments: str) -> str:
+    def command(self, *arguments: str) -> str:
+        """What the command with these arguments says."""
         return run(self._rclone_path, *arguments, environment=self._environment)
 
     def make_bucket(self, bucket: str) -> None:
-        self._rclone("mkdir", f"nova:{bucket}")
+        self.command("mkdir", f"nova:{bucket}")
 
     def remove_bucket(self, bucket: str) -> None:
-        self._rclone("rmdir", f"nova:{bucket}")
+        self.command("rmdir", f"nova:{bucket}")
 
     def buckets(self) -> list[str]:
-        return [line.removesuffix("/") for line in self._rclone("lsf", "nova:").splitlines()]
+        return [line.removesuffix("/") for line in self.command("lsf", "nova:").splitlines()]
 
     def put(self, bucket: str, key: str, path: Path, content_type: str = "", metadata: dict[str, str] | None = None
             ) -> None:
         given = {**({"content-type": content_type} if content_type else {}), **(metadata or {})}
         options = [f"--metadata-set={name}={value}" for name, value in given.items()]
-        self._rclone("copyto", *(["--metadata", *options] if given else []), str(path), f"nova:{bucket}/{key}")
+        self.command("copyto", *(["--metadata", *options] if given else []), str(path), f"nova:{bucket}/{key}")
 
     def get(self, bucket: str, key: str, path: Path) -> None:
-        self._rclone("copyto", f"nova:{bucket}/{key}", str(path))
+        self.command("copyto", f"nova:{bucket}/{key}", str(path))
 
     def get_range(self, bucket: str, key: str, first: int, last: int) -> bytes:
         done = subprocess.run([self._rclone_path, "cat", f"--offset={first}", f"--count={last - first + 1}",
@@ -219,40 +222,40 @@ class Rclone:
         return done.stdout
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
-        found = self._rclone("lsf", "--recursive", "--files-only", f"nova:{bucket}/{prefix}").splitlines()
+        found = self.command("lsf", "--recursive", "--files-only", f"nova:{bucket}/{prefix}").splitlines()
         return sorted(prefix + one for one in found)
 
     def level(self, bucket: str, prefix: str) -> tuple[list[str], list[str]]:
-        found = sorted(prefix + one for one in self._rclone("lsf", f"nova:{bucket}/{prefix}").splitlines())
+        found = sorted(prefix + one for one in self.command("lsf", f"nova:{bucket}/{prefix}").splitlines())
         return [one for one in found if not one.endswith("/")], [one for one in found if one.endswith("/")]
 
     def copy(self, bucket: str, key: str, new: str) -> None:
-        self._rclone("copyto", f"nova:{bucket}/{key}", f"nova:{bucket}/{new}")
+        self.command("copyto", f"nova:{bucket}/{key}", f"nova:{bucket}/{new}")
 
     def delete(self, bucket: str, key: str) -> None:
-        self._rclone("deletefile", f"nova:{bucket}/{key}")
+        self.command("deletefile", f"nova:{bucket}/{key}")
 
     def delete_many(self, bucket: str, keys: list[str]) -> None:
         names = self._home / "names"
         names.write_text("\n".join(keys) + "\n")
-        self._rclone("delete", "--files-from-raw", str(names), f"nova:{bucket}")
+        self.command("delete", "--files-from-raw", str(names), f"nova:{bucket}")
 
     def presign_get(self, bucket: str, key: str) -> str:
-        return self._rclone("link", "--expire=10m", f"nova:{bucket}/{key}").strip()
+        return self.command("link", "--expire=10m", f"nova:{bucket}/{key}").strip()
 
     def head(self, bucket: str, key: str) -> Seen:
-        found = json.loads(self._rclone("lsjson", "--stat", "--hash", "--metadata", f"nova:{bucket}/{key}"))
+        found = json.loads(self.command("lsjson", "--stat", "--hash", "--metadata", f"nova:{bucket}/{key}"))
         own = ("content-type", "mtime", "btime", "tier")
         return Seen(found["Size"], found["Hashes"]["md5"], found["MimeType"],
                     {name: value for name, value in found["Metadata"].items() if name not in own})
 
     def sync_up(self, directory: Path, bucket: str) -> None:
-        self._rclone("sync", str(directory), f"nova:{bucket}")
-        self._rclone("check", str(directory), f"nova:{bucket}")
+        self.command("sync", str(directory), f"nova:{bucket}")
+        self.command("check", str(directory), f"nova:{bucket}")
 
     def sync_down(self, bucket: str, directory: Path) -> None:
-        self._rclone("sync", f"nova:{bucket}", str(directory))
-        self._rclone("check", f"nova:{bucket}", str(directory))
+        self.command("sync", f"nova:{bucket}", str(directory))
+        self.command("check", f"nova:{bucket}", str(directory))
 
     def close(self) -> None:
         """It has nothing to close."""
