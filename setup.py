@@ -30,6 +30,7 @@ EXTRAS_REQUIRE = {
     "tests": [
         "pytest>=8.0",
         "pytest-asyncio>=0.24",
+        "pytest-xdist>=3.6",  # two workers: half the time
         "ruff>=0.8",
         "mypy>=1.13",
         "coverage>=7.0",

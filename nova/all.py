@@ -8,12 +8,15 @@ import asyncio
 import fcntl
 import json
 import os
+import re
+import shlex
 import sys
 import time
 
-from nova import daemons, embedded, exception, flags, service
+from nova import daemons, datastore, embedded, events, exception, flags, service
 from nova.auth import credentials
 from nova.auth.manager import AuthManager
+from nova.auth.models import KeyPair
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_boolean
 from nova.image import starter
@@ -29,6 +32,10 @@ ADMIN = "admin"
 _STATE = ("redis", "libvirt", "ca", "starter", "objects", "images", "image_cache", "instances", "volumes", "networks",
           "logs", "fake-guests", "fake-networks", "novarc", "pk.pem", "cert.pem", "cacert.pem", "boto.cfg", ".s3cfg",
           "aws", "ready.json", "cloud_id", "kvm-probe.json", "demo.pem", "demo.json", "lock")
+
+
+#: a flag that says in which directory the users are
+_NAMES_DIRECTORY = re.compile("--?(flagfile|ldap_(?!password=))")
 
 
 class Console:
@@ -58,6 +65,7 @@ class FirstStart(Service):
             self._console.say("made the cloud's certificate authority")
         auth = AuthManager(self._store)
         if await auth.bootstrap(ADMIN, "the cloud's administrators"):
+            await events.record(self._store, None, "cloud.bootstrap", target=ADMIN)
             self._console.say(f"made the user {ADMIN}")
         await auth.stop()
         if FLAGS.compute_driver == "fake":
@@ -77,11 +85,17 @@ class Ready(Service):
 
     async def start(self) -> None:
         auth = AuthManager(self._store)
-        user = await auth.user(ADMIN)
-        await auth.stop()
+        try:
+            user = await auth.user(ADMIN)
+        except exception.NotFound as error:
+            raise exception.NovaError(f"the user {ADMIN}, whom the first start made, is not in the directory of "
+                                      f"--ldap_driver={FLAGS.ldap_driver}: did it start with other --ldap flags?"
+                                      ) from error
+        finally:
+            await auth.stop()
         await credentials.write(user, ADMIN, daemons.authority(), FLAGS.state_path)
         facts = {"ec2_port": FLAGS.ec2_port, "s3_port": FLAGS.s3_port, "metadata_port": FLAGS.metadata_port,
-                 "pid": os.getpid()}
+                 "ldap_driver": FLAGS.ldap_driver, "pid": os.getpid()}
         with open(self._path + ".new", "w") as file:
             json.dump(facts, file)
         os.rename(self._path + ".new", self._path)
@@ -128,7 +142,7 @@ def main(argv: list[str]) -> int:
         flags.die(f"nova-all: {error}")
 
     async def quickstart() -> None:
-        await _quickstart(console)
+        await _quickstart(console, [word for word in argv[1:] if _NAMES_DIRECTORY.match(word)])
     return service.serve(services, quickstart)
 
 
@@ -137,11 +151,15 @@ def _check_needs() -> None:
         raise exception.NovaError("guests and networks need root: run it as root, or try --compute_driver=fake")
 
 
-async def _quickstart(console: Console) -> None:
-    """Register the starter images and boot the first instance through the public API, by a client process."""
+async def _quickstart(console: Console, directory: list[str]) -> None:
+    """Register the starter images and boot the first instance through the public API, by a client process.
+
+    :param directory: the flags with which the directory is found again
+    """
     arguments = [sys.executable, "-m", "nova.quickstart", f"--novarc={FLAGS.state_path}/novarc",
                  f"--state_path={FLAGS.state_path}", f"--starter_path={daemons.starter_path()}",
-                 f"--compute_driver={FLAGS.compute_driver}", f"--logfile={FLAGS.logfile}"]
+                 f"--compute_driver={FLAGS.compute_driver}", f"--logfile={FLAGS.logfile}",
+                 f"--flags={shlex.join(directory)}"]
     if FLAGS.demo:
         arguments.append("--demo")
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -189,7 +207,10 @@ async def _clean(console: Console) -> int:
             await networks.stop()
             console.say("removed the networks")
         if there("redis"):
-            await embedded.RedisServer().stop()
+            redis = embedded.RedisServer()
+            if FLAGS.ldap_driver == "ldap":
+                await _withdraw_key_pairs(redis, console)
+            await redis.stop()
     except exception.NovaError as error:
         flags.die(f"nova-all: cannot clean up: {error}")
     embedded.remove_files([os.path.join(FLAGS.state_path, name) for name in _STATE])
@@ -199,6 +220,27 @@ async def _clean(console: Console) -> int:
         console.say(f"left {FLAGS.state_path}: there is something in it that is not Nova's")
     console.say("cleaned up")
     return 0
+
+
+async def _withdraw_key_pairs(redis: embedded.RedisServer, console: Console) -> None:
+    """Take what only this cloud's records are about out of an LDAP server, which may serve others: key pairs.
+
+    Users, projects and roles stay.  What cannot be reached does not keep the cloud from being removed.
+    """
+    store = datastore.open_store(redis.url)
+    try:
+        await redis.start()
+        auth = AuthManager(store)
+        pairs = await store.all(KeyPair)
+        for pair in pairs:
+            await auth.withdraw_key_pair(pair)
+        await auth.stop()
+        console.say(f"removed the key pairs from {FLAGS.ldap_url}; users, projects and roles stay there, and "
+                    f"slap.sh --purge removes them")
+    except exception.NovaError as error:
+        console.say(f"left {FLAGS.ldap_url} as it is: {error}")
+    finally:
+        await store.close()
 
 
 async def _remove_guests() -> None:

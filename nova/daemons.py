@@ -10,7 +10,7 @@ from typing import Protocol
 
 from nova import crypto, datastore, exception, flags, service
 from nova.auth.manager import AuthManager
-from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, regions
+from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, public_keys, regions, revocations
 from nova.compute.manager import ComputeManager
 from nova.compute.virt.base import ComputeDriver
 from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
@@ -170,17 +170,18 @@ class PortFlag(Service):
 
 def api(store: Store, bus: Bus) -> list[Service]:
     """nova-api: the EC2 endpoint with the APIs beside it, and the metadata service."""
+    auth = AuthManager(store)
+    keys = public_keys.PublicKeys(store, auth)
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
+        keypairs.KeyPairs(store=store, public_keys=keys), regions.Regions(store=store)])
 
     async def metadata() -> Service:
         secret = await image_models.fetch_secret(store)
         return PortFlag("metadata_port", MetadataService(guests.lookup(store), secret))
-    auth = AuthManager(store)
     server = ApiService(store, auth, registry, others=_administration(store, bus, auth))
     return [auth, PortFlag("ec2_port", server), Later("metadata service", metadata),
-            Heartbeat(store, "api")]
+            revocations.RevocationLists(authority()), public_keys.PublicKeySweep(keys), Heartbeat(store, "api")]
 
 
 def _administration(store: Store, bus: Bus, auth: AuthManager) -> dict[str, action.Registry]:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from nova.context import Context
+from nova.context import Context, request_id_var
 from nova.datastore import PREFIX, Store, Transaction
 from nova.flags import FLAGS, DEFINE_integer
 
@@ -56,7 +56,7 @@ async def record(to: Store | Transaction, context: Context | None, what: str, **
     """
     _refuse_secrets(what, details)
     if context is None:
-        who, project, where, request_id = f"{_login()}@{FLAGS.host}", "", FLAGS.host, "-"
+        who, project, where, request_id = f"{_login()}@{FLAGS.host}", "", FLAGS.host, request_id_var.get()
     else:
         who, project, where = context.user_id, context.project_id, context.remote_address
         request_id = context.request_id

@@ -262,16 +262,18 @@ class QuickStart:
 # -- what comes out of it ----------------------------------------------------------------------------------------------
 
 def summary(environment: Mapping[str, str], novarc: Path, state_path: Path, demo: Demo | None, guests: bool,
-            bold: Callable[[str], str] = str) -> list[str]:
+            bold: Callable[[str], str] = str, flags: str = "") -> list[str]:
     """The lines that tell a newcomer how to go on.
 
     :param environment: what novarc sets
     :param guests: whether a guest can be reached by ssh
+    :param flags: more that run.sh has to be given to find the cloud again
     """
     own_aws = Path(sys.prefix, "bin", "aws")
     aws = str(own_aws) if own_aws.exists() else "aws"
     option = "" if state_path == Path.cwd() / "state" else f" --state_path={shlex.quote(str(state_path))}"
     option += "" if guests else " --compute_driver=fake"
+    option += f" {flags}" if flags else ""
     lines = ["", bold("Nova runs."),
              f"  EC2          {environment['AWS_ENDPOINT_URL_EC2']}",
              f"  S3           {environment['AWS_ENDPOINT_URL_S3']}",
@@ -349,6 +351,7 @@ def main() -> int:
     parser.add_argument("--starter_path", type=Path, required=True, help="the directory with the starter images")
     parser.add_argument("--demo", action="store_true", help="run a first instance")
     parser.add_argument("--compute_driver", default="libvirt", help="fake: instances are records, nothing boots")
+    parser.add_argument("--flags", default="", help="what else run.sh has to be given to find the cloud again")
     parser.add_argument("--logfile", default="", help="where the daemons log, to say so when something goes wrong")
     arguments = parser.parse_args()
     begun = float(os.environ.get("NOVA_STARTED", "").replace(",", ".") or time.time())
@@ -366,7 +369,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     for line in summary(environment, arguments.novarc.absolute(), arguments.state_path.absolute(), demo, guests,
-                        progress.bold):
+                        progress.bold, arguments.flags):
         progress.plain(line)
     return 0
 

@@ -6,8 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +14,49 @@ import pytest
 
 from nova import datastore
 from nova.flags import FLAGS
+from tests import slapd
+from tests.waiting import free_port, wait_until
 
 
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--directory", choices=[slapd.FAKE, slapd.LDAP], default=slapd.FAKE,
+                     help="where the tests' clouds keep users, projects and roles. fake: in their Redis; ldap: in a "
+                     "slapd each")
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30, what: str = "") -> object:
-    """Poll a condition until it is true; its value.  Fails after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what or condition}")
-        time.sleep(0.05)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_directories: runs on the embedded directory and on slapd, by the fixture "
+                            "`directory_driver`, which its cloud or store uses")
+    config.addinivalue_line("markers", "embedded_directory(reason): is about the embedded directory only, and does not "
+                            "run with --directory=ldap")
+    slapd.choose(config.getoption("directory"))
+    if slapd.chosen() == slapd.LDAP and not slapd.IS_INSTALLED:
+        raise pytest.UsageError("--directory=ldap needs slapd: apt-get install slapd ldap-utils")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `directory_driver` the directory that was chosen, or both."""
+    if "directory_driver" not in metafunc.fixturenames:
+        return
+    if metafunc.definition.get_closest_marker("both_directories") and slapd.chosen() == slapd.FAKE:
+        drivers = [slapd.FAKE, pytest.param(slapd.LDAP, marks=slapd.needs_slapd)]
+    else:
+        drivers = [pytest.param(slapd.chosen(), id=pytest.HIDDEN_PARAM)]
+    metafunc.parametrize("directory_driver", drivers, indirect=True, scope="module")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is about the embedded directory where it is not the one to test."""
+    mark = item.get_closest_marker("embedded_directory")
+    if mark and slapd.chosen() != slapd.FAKE:
+        pytest.skip(f"about the embedded directory: {mark.args[0]}")
+
+
+@pytest.fixture(scope="module")
+def directory_driver(request: pytest.FixtureRequest) -> str:
+    """The directory for the cloud or the store of a test: the chosen one, or each for tests marked `both_directories`.
+    """
+    return request.param
 
 
 @dataclass
@@ -78,13 +101,29 @@ def redis_server() -> Iterator[RedisServer]:
     shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session", name="slapd")
+def slapd_fixture() -> Iterator[slapd.Slapd]:
+    """A slapd for the whole run.  Whoever uses it empties it first, and starts it again if need be."""
+    with slapd.running_slapd() as server:
+        yield server
+
+
 @pytest.fixture
-async def store(redis_server: RedisServer) -> AsyncIterator[datastore.Store]:
-    """An empty store on the private redis-server; the directory's key is beside it."""
+async def store(request: pytest.FixtureRequest, directory_driver: str,
+                redis_server: RedisServer) -> AsyncIterator[datastore.Store]:
+    """An empty store on the private redis-server, and an empty directory, which the flags name: the embedded one's key
+    is beside the store."""
     FLAGS.ca_path = str(redis_server.directory / "ca")
     store = datastore.open_store(redis_server.url)
     await store.redis.flushall()
-    yield store
+    with contextlib.ExitStack() as until_end:
+        if directory_driver == slapd.LDAP:
+            server = request.getfixturevalue("slapd")
+            until_end.enter_context(server.used())
+            directory = server.client()
+            await slapd.empty(directory)
+            await directory.stop()
+        yield store
     await store.close()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from nova import exception
@@ -25,6 +26,10 @@ STREAMING = frozenset({STREAMING_UNSIGNED_TRAILER, STREAMING_SIGNED, STREAMING_S
 
 MAX_PRESIGNED_SECONDS = 7 * 24 * 3600
 _V4 = "AWS4-HMAC-SHA256"
+#: parameters of which one is enough to say that a request is signed in the query, by version and face
+_V4_MARKS = frozenset({"X-Amz-Signature", "X-Amz-Algorithm", "X-Amz-Credential"})
+_V2_EC2_MARKS = frozenset({"Signature", "AWSAccessKeyId", "SignatureMethod"})
+_V2_S3_MARKS = frozenset({"Signature", "AWSAccessKeyId"})
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _BASIC_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 #: x-amz- headers that S3 does not ask to be among the signed ones: they are signed in another way, or mean nothing
@@ -78,20 +83,19 @@ class SignedRequest:
 
     def header(self, name: str) -> str | None:
         """The value of a header, the values joined by commas if it came several times; None without it."""
-        values = self.by_name.get(name.lower())
-        return ",".join(value.strip() for value in values) if values else None
+        return self.by_name.get(name.lower())
 
     @cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        """The values of each header, by its name in lower case."""
-        found: dict[str, list[str]] = {}
+    def by_name(self) -> dict[str, str]:
+        """The value of each header as :meth:`header` tells it, by its name in lower case."""
+        found: dict[str, str] = {}
         for name, value in self.headers:
-            found.setdefault(name.lower(), []).append(value)
+            name, value = name.lower(), value.strip()
+            found[name] = f"{found[name]},{value}" if name in found else value
         return found
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """What a request says about who signed it, unverified.
 
     `scheme` is v2-query, v4-header, v4-query, v2-s3-header or v2-s3-query; `face` is ec2 or s3.  `date` is when the
@@ -115,7 +119,7 @@ class Claim:
     params: tuple[tuple[str, str], ...] = ()
     bucket: str | None = None
 
-    @cached_property
+    @property
     def timestamp(self) -> str:
         """The time of signing as version 4 writes it."""
         return _basic_text(self.date) if self.date else ""
@@ -132,9 +136,9 @@ def read_ec2(request: SignedRequest, params: list[tuple[str, str]]) -> Claim | N
     :raises AuthFailure: if the authorization header is of an unknown kind
     """
     authorization = request.header("Authorization")
-    query = _query_pairs(request.query)
-    v4_query = any(name in ("X-Amz-Signature", "X-Amz-Algorithm", "X-Amz-Credential") for name, _ in query)
-    v2_query = any(name in ("Signature", "AWSAccessKeyId", "SignatureMethod") for name, _ in params)
+    query = _query_pairs(request.query) if request.query else []
+    v4_query = any([name in _V4_MARKS for name, _ in query])
+    v2_query = any([name in _V2_EC2_MARKS for name, _ in params])
     if bool(authorization) + v4_query + v2_query > 1:
         raise exception.IncompleteSignature("Only one way of signing a request may be used at a time.")
     try:
@@ -160,8 +164,8 @@ def read_s3(request: SignedRequest, bucket: str | None = None) -> Claim | None:
     authorization = request.header("Authorization")
     query = _query_pairs(request.query)
     names = {name for name, _ in query}
-    v4_query = bool(names & {"X-Amz-Signature", "X-Amz-Algorithm", "X-Amz-Credential"})
-    v2_query = bool(names & {"Signature", "AWSAccessKeyId"})
+    v4_query = bool(names & _V4_MARKS)
+    v2_query = bool(names & _V2_S3_MARKS)
     if bool(authorization) + v4_query + v2_query > 1:
         raise InvalidArgument(
             reason="Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string "
@@ -200,7 +204,7 @@ def _read_v4_header(request: SignedRequest, authorization: str, face: str) -> Cl
         if face == "s3":
             raise AccessDenied("AWS authentication requires a valid Date or x-amz-date header")
         raise exception.IncompleteSignature("The request must contain a valid X-Amz-Date or Date header.")
-    access, scope = _split_credential(fields["Credential"], date, AuthorizationHeaderMalformed)
+    key, project, scope = _split_credential(fields["Credential"], _basic_text(date)[:8], AuthorizationHeaderMalformed)
     signed = tuple(fields["SignedHeaders"].lower().split(";"))
     payload = request.header("X-Amz-Content-Sha256") or ""
     if face == "s3":
@@ -208,7 +212,6 @@ def _read_v4_header(request: SignedRequest, authorization: str, face: str) -> Cl
             raise MissingSecurityHeader(name="x-amz-content-sha256")
         _check_payload_name(payload)
     _check_signed_headers(request, signed, face, AuthorizationHeaderMalformed)
-    key, project = split_access_key(access)
     return Claim(key, project, "v4-header", face, request, fields["Signature"], date=date, payload=payload, scope=scope,
                  signed_headers=signed)
 
@@ -234,14 +237,14 @@ def _read_v4_query(request: SignedRequest, query: list[tuple[str, str]], face: s
     if not re.fullmatch(r"[0-9]{1,9}", seconds) or not 0 < int(seconds) <= MAX_PRESIGNED_SECONDS:
         raise AuthorizationQueryParametersError(
             reason=f"X-Amz-Expires must be a number of seconds from 1 to {MAX_PRESIGNED_SECONDS}")
-    access, scope = _split_credential(fields["X-Amz-Credential"], date, AuthorizationQueryParametersError)
+    key, project, scope = _split_credential(fields["X-Amz-Credential"], _basic_text(date)[:8],
+                                            AuthorizationQueryParametersError)
     signed = tuple(fields["X-Amz-SignedHeaders"].lower().split(";"))
     payload = ""
     if face == "s3":
         payload = fields.get("X-Amz-Content-Sha256") or request.header("X-Amz-Content-Sha256") or UNSIGNED_PAYLOAD
         _check_payload_name(payload)
     _check_signed_headers(request, signed, face, AuthorizationQueryParametersError)
-    key, project = split_access_key(access)
     return Claim(key, project, "v4-query", face, request, fields["X-Amz-Signature"], date=date,
                  expires=date + timedelta(seconds=int(seconds)), payload=payload, scope=scope, signed_headers=signed)
 
@@ -303,14 +306,16 @@ def _read_v2_s3_query(request: SignedRequest, query: list[tuple[str, str]], buck
                  payload=request.header("X-Amz-Content-Sha256") or UNSIGNED_PAYLOAD)
 
 
-def _split_credential(credential: str, date: datetime, malformed: type[exception.S3Error]) -> tuple[str, str]:
-    """The access key (which may have colons and slashes) and the scope of a version 4 credential."""
+@lru_cache(256)  # clients send the same all day
+def _split_credential(credential: str, day: str,
+                      malformed: type[exception.S3Error]) -> tuple[str, str | None, str]:
+    """The access key (which may have colons and slashes), the project and the scope of a version 4 credential."""
     parts = credential.rsplit("/", 4)
     if len(parts) != 5 or not parts[0] or parts[4] != "aws4_request":
         raise malformed(reason="the Credential must be <access key>/<yyyymmdd>/<region>/<service>/aws4_request.")
-    if parts[1] != _basic_text(date)[:8]:
+    if parts[1] != day:
         raise malformed(reason="the date of the Credential is not the date of the request.")
-    return parts[0], "/".join(parts[1:])
+    return *split_access_key(parts[0]), "/".join(parts[1:])
 
 
 def _check_payload_name(payload: str) -> None:

@@ -203,7 +203,7 @@ class Directory(ABC):
         """The entries that match, in no order; none when there is no `base`.
 
         :param attributes: which attributes come along; ``*`` are all that users see; ``entryCSN`` changes whenever
-            the entry does
+            the entry does, ``createTimestamp`` is when it was made
         """
         try:
             check_dn(base)

@@ -6,8 +6,9 @@ stored encrypted, with a key that only the hosts of the cloud have.
 
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nova import exception
 from nova.auth import schema
@@ -21,7 +22,7 @@ from nova.process import in_thread, wait
 _SEALED = frozenset({"secretKey", "userPassword"})
 #: attributes of which no two entries may have the same value, as slap.sh tells slapd (slapo-unique)
 _UNIQUE = ("accessKey",)
-_CSN = "entryCSN"
+_CSN, _CREATED = "entryCSN", "createTimestamp"
 _KEY_MARK = PREFIX + "ldap:key"
 
 
@@ -31,12 +32,14 @@ class _Stored(Record):
     """An entry; the id is the normal form of its DN, `parent` that of the entry above.
 
     `birth` tells an entry from another of the same name that was there before it, whose versions are the same numbers.
+    `created` is when it was made, as LDAP writes times; empty where nobody noted it.
     """
 
     dn: str
     parent: str
     birth: str = ""
     access_key: str = ""
+    created: str = ""
     attributes: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -91,7 +94,8 @@ class FakeLdap(Directory):
             attributes["o"] = [value]
         birth = secrets.token_hex(8)
         tx = self._store.transaction()
-        tx.create(_Stored(name, dn=dn, parent=above, birth=birth, attributes=schema.check(dn, attributes)))
+        tx.create(_Stored(name, dn=dn, parent=above, birth=birth, created=_now(),
+                          attributes=schema.check(dn, attributes)))
         tx.create(_Value(f"birth:{birth}", owner=name))
         try:
             await tx.commit()
@@ -143,6 +147,8 @@ class FakeLdap(Directory):
         for name in asked:
             if name.lower() == _CSN.lower():
                 found[name] = [_csn(stored)]
+            elif name.lower() == _CREATED.lower():
+                found[name] = [stored.created] if stored.created else []
             elif schema.knows(name):
                 values = stored.attributes.get(schema.attribute(name).name)
                 if values:
@@ -160,6 +166,7 @@ class FakeLdap(Directory):
         if not any(given.lower() == rdn.lower() for given in attributes):
             attributes = {**attributes, rdn: [value]}  # slapd adds it, too
         stored = self._stored(name, dn, schema.check(dn, attributes), sealer, {}, secrets.token_hex(8))
+        stored = replace(stored, created=_now())
         tx = self._store.transaction()
         tx.require_exists(_Stored, above)
         tx.create(stored)
@@ -263,6 +270,10 @@ def _held_ids(stored: _Stored) -> set[str]:
                                        for value in stored.attributes.get(name, []))}
 
 
+def _now() -> str:
+    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
+
+
 def _csn(stored: _Stored) -> str:
     return f"{stored.birth}-{stored.version}"
 
@@ -311,6 +322,8 @@ def _truth(stored: _Stored, condition: Filter) -> bool | None:
 def _holds(stored: _Stored, condition: Equal | Present | Like) -> bool | None:
     if condition.attribute.lower() == _CSN.lower():
         return not isinstance(condition, Equal) or condition.value == _csn(stored)
+    if condition.attribute.lower() == _CREATED.lower() and not isinstance(condition, Like):
+        return bool(stored.created) if isinstance(condition, Present) else condition.value == stored.created
     if not schema.knows(condition.attribute):
         return None
     name = schema.attribute(condition.attribute).name

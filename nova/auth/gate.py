@@ -14,10 +14,6 @@ from nova.datastore import Store
 Verify = Callable[..., Awaitable[Any]]
 
 
-async def _directly(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
 class Gate:
     """Verifies requests.  One for all requests of a process."""
 
@@ -25,22 +21,26 @@ class Gate:
         self._lockout, self._replays = Lockout(store), Replays(store)
 
     async def verify(self, claim: Claim, secret: str, payload_sha256: str, now: datetime, repeatable: bool,
-                     call: Verify = _directly) -> None:
+                     call: Verify | None = None, user: str = "", where: str = "") -> None:
         """Return if a request may go on.
 
         :param claim: names an access key that somebody has, and `secret` is its secret
         :param payload_sha256: as :func:`nova.auth.signer.verify` wants it
         :param repeatable: the request may come any number of times
-        :param call: calls a function that takes a while
+        :param call: calls a function that takes a while; None where it takes none
+        :param user: whose the access key is, and `where` the address that the request came from: for the audit stream
         :raises LockedOut, ReplayedRequest: (kinds of AuthFailure)
         :raises exception.SignatureDoesNotMatch:
         :raises exception.RequestExpired, S3Error: as :func:`nova.auth.signer.verify`
         """
         await self._lockout.check(claim.access_key)
         try:
-            await call(signer.verify, claim, secret, payload_sha256, now)
+            if call is None:
+                signer.verify(claim, secret, payload_sha256, now)
+            else:
+                await call(signer.verify, claim, secret, payload_sha256, now)
         except exception.SignatureDoesNotMatch:
-            await self._lockout.failed(claim.access_key)
+            await self._lockout.failed(claim.access_key, user, claim.project or "", where)
             raise
         if not repeatable:
             await self._replays.check(claim, now)

@@ -17,7 +17,8 @@ import math
 import time
 from collections.abc import Callable
 
-from nova import exception
+from nova import events, exception
+from nova.context import Context, request_id_var
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_float, DEFINE_integer
 
@@ -97,9 +98,12 @@ class Lockout:
         if self._locked and self._locked.get(_name(access), -math.inf) > self._clock():
             raise LockedOut()
 
-    async def failed(self, access: str) -> None:
-        """Count a wrong signature of an access key that somebody has.
+    async def failed(self, access: str, user: str = "", project: str = "", where: str = "") -> None:
+        """Count a wrong signature of an access key that somebody has; when it is locked now, the audit stream tells.
 
+        :param user: whose key it is
+        :param project: the project that the request names
+        :param where: the address that it came from
         :raises LockedOut: the key was locked already, so that nobody shall know that the signature was wrong
         """
         if FLAGS.lockout_attempts == 0:
@@ -115,6 +119,9 @@ class Lockout:
         if left:
             log.warning("access key %s is locked for %g minutes: %d wrong signatures", access, left / 60000,
                         FLAGS.lockout_attempts)
+            context = Context(user, project, request_id=request_id_var.get(), remote_address=where)
+            await events.record(self._store, context, "user.lockout", target=user, access=access,
+                                minutes=left / 60000, attempts=FLAGS.lockout_attempts)
 
     async def locked(self, access: str) -> float:
         """For how many more seconds an access key is locked; 0 if it is not."""

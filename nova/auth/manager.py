@@ -19,7 +19,7 @@ from nova.auth.directory import (
 from nova.auth.fakeldap import FakeLdap
 from nova.auth.filters import ANY, Equal, Filter
 from nova.auth.memo import Identity, Memo
-from nova.auth.models import KeyPair, Project, User
+from nova.auth.models import KeyPair, Project, PublishedKey, User
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_float
 from nova.service import Service
@@ -75,7 +75,8 @@ class AuthManager(Service):
         """
         if not access_key or len(access_key) > 256 or len(project or "") > 256:
             raise exception.AuthFailure()
-        return await self._memo.get((access_key, project), lambda: self._look_up(access_key, project))
+        key = (access_key, project)
+        return self._memo.known(key) or await self._memo.get(key, lambda: self._look_up(access_key, project))
 
     async def _look_up(self, access_key: str, project: str | None) -> Identity:
         found = await self._users(Equal("accessKey", access_key))
@@ -119,7 +120,7 @@ class AuthManager(Service):
         except exception.Exists as error:
             raise _named(error, "user", name) from error
         await self._memo.tell(user=name)
-        return user
+        return await self.user(name)
 
     async def modify_user(self, name: str, access: str | None = None, secret: str | None = None,
                           is_admin: bool | None = None) -> User:
@@ -343,9 +344,17 @@ class AuthManager(Service):
         except exception.Exists:
             return
 
-    async def withdraw_key_pair(self, pair: KeyPair) -> None:
+    async def withdraw_key_pair(self, pair: KeyPair | PublishedKey) -> None:
         """Take a key pair's public half out of the directory; nothing changes if it is not there."""
         await self._delete(tree.key_dn(pair.user_id, pair.key_pair_id))
+
+    async def published_keys(self) -> tuple[set[str], set[PublishedKey]]:
+        """The ids of all users, and all public halves that the directory has."""
+        kinds = Equal("objectClass", "novaUser") | Equal("objectClass", "novaKeyPair")
+        entries = await self._directory.search(FLAGS.ldap_user_subtree, Scope.SUBTREE, kinds,
+                                               ["objectClass", "uid", "cn"])
+        return ({entry.value("uid") for entry in entries if not tree.is_key(entry)},
+                {tree.read_key(entry) for entry in entries if tree.is_key(entry)})
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

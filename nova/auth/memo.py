@@ -67,13 +67,18 @@ class Memo:
             self._listener = None
         self.forget()
 
+    def known(self, key: Key) -> Identity | None:
+        """What is remembered."""
+        entry = self._known.get(key)
+        return entry[1] if entry is not None and self._clock() < entry[0] else None
+
     async def get(self, key: Key, look: Callable[[], Awaitable[Identity]]) -> Identity:
         """What is remembered, or what `look` finds; several who ask for the same at a time share one look."""
         if self._listener is None or self._seconds() <= 0:
             return await look()
-        entry = self._known.get(key)
-        if entry is not None and self._clock() < entry[0]:
-            return entry[1]
+        known = self.known(key)
+        if known is not None:
+            return known
         task = self._asked.get(key)
         if task is None:
             task = self._asked[key] = asyncio.ensure_future(self._look(key, look, self._changes))

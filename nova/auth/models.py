@@ -10,7 +10,8 @@ class User:
     """A person, as the directory has them.
 
     `access` and `secret` are the halves of the access key; a cloud administrator `is_admin`; requests of one who
-    `is_locked` are refused.
+    `is_locked` are refused.  `created` is when the directory got to know them, in seconds since the epoch; 0 where it
+    does not tell.
     """
 
     id: str
@@ -18,6 +19,7 @@ class User:
     secret: str
     is_admin: bool = False
     is_locked: bool = False
+    created: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,11 @@ class KeyPair(Record):
     key_type: str
     created: float
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedKey:
+    """A copy of a key pair's public half in the directory: whose it is, and the key pair's KeyPairId."""
+
+    user_id: str
+    key_pair_id: str

@@ -73,10 +73,10 @@ def verify(claim: Claim, secret: str, payload_sha256: str, now: datetime, max_sk
     _check_time(claim, now, max_skew)
     if claim.scheme in ("v4-header", "v4-query"):
         key = signing_key(secret, claim.scope)
-        expected = (_hmac_sha256(key, text).hex() for text in _strings_to_sign_v4(claim, payload_sha256))
+        expected = [_hmac_sha256(key, text).hex() for text in _strings_to_sign_v4(claim, payload_sha256)]
     else:
         texts = _strings_to_sign_v2(claim) if claim.face == "ec2" else _strings_to_sign_v2_s3(claim)
-        expected = (base64.b64encode(hmac.digest(secret.encode(), text, claim.digest)).decode() for text in texts)
+        expected = [base64.b64encode(hmac.digest(secret.encode(), text, claim.digest)).decode() for text in texts]
     received = claim.signature.encode("utf-8", "surrogateescape")
     if not any([hmac.compare_digest(text.encode(), received) for text in expected]):
         raise exception.SignatureDoesNotMatch()
@@ -115,21 +115,20 @@ def signing_key(secret: str, scope: str) -> bytes:
 
 def _strings_to_sign_v4(claim: Claim, payload_sha256: str) -> Iterator[bytes]:
     request = claim.request
-    headers = b"".join(name.encode("latin-1", "replace") + b":" + _signed_value(request, name) + b"\n"
-                       for name in claim.signed_headers)
-    signed_headers = ";".join(claim.signed_headers).encode("latin-1", "replace")
+    lines = [f"{name}:{_signed_value(request, name)}\n" for name in claim.signed_headers]
+    headers = _wire_bytes(f"{''.join(lines)}\n{';'.join(claim.signed_headers)}")
     for path, query, payload in product(_paths(request.path), _queries_v4(request.query),
                                         _payloads_v4(claim, payload_sha256)):
-        canonical = b"\n".join((request.method.encode(), path, query, headers, signed_headers, payload.encode()))
+        canonical = b"\n".join((request.method.encode(), path, query, headers, payload.encode()))
         digest = hashlib.sha256(canonical).hexdigest()
         yield f"AWS4-HMAC-SHA256\n{claim.timestamp}\n{claim.scope}\n{digest}".encode()
 
 
-def _signed_value(request: SignedRequest, name: str) -> bytes:
-    values = [" ".join(value.split()) for value in request.by_name.get(name, ())]
-    if not values and name == "expect":
-        values = ["100-continue"]  # a proxy answers and drops it; it has no other value
-    return _wire_bytes(",".join(values))
+def _signed_value(request: SignedRequest, name: str) -> str:
+    value = request.by_name.get(name)
+    if value is None:
+        return "100-continue" if name == "expect" else ""  # a proxy answers and drops it; it has no other value
+    return " ".join(value.split())
 
 
 def _paths(path: str) -> list[bytes]:

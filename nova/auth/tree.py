@@ -12,10 +12,11 @@ Pure functions, and the flags that say where the three subtrees are.
 import re
 import secrets
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from nova import exception
 from nova.auth.directory import Entry, child, split_dn
-from nova.auth.models import KeyPair, Project, User
+from nova.auth.models import KeyPair, Project, PublishedKey, User
 from nova.flags import FLAGS, DEFINE_string
 
 DEFINE_string("ldap_user_subtree", "ou=Users,dc=nova", "DN of the directory's entry below which the users are")
@@ -39,7 +40,7 @@ RESERVED = frozenset({"all", "amazon", "anonymous", "any", "aws-marketplace", "e
 #: what no colon, comma, slash or space of a signed request cuts in two
 _ACCESS = re.compile(r"[A-Za-z0-9._~+@=-]{1,128}")
 
-USER_ATTRIBUTES = ("uid", "accessKey", "secretKey", "isAdmin", "isLocked")
+USER_ATTRIBUTES = ("uid", "accessKey", "secretKey", "isAdmin", "isLocked", "createTimestamp")
 PROJECT_ATTRIBUTES = ("objectClass", "cn", "projectManager", "member", "description")
 
 
@@ -66,6 +67,16 @@ def role_dn(role: str, project: str | None) -> str:
 def key_dn(user: str, key_pair_id: str) -> str:
     """Where a key pair's public half is."""
     return child(user_dn(user), "cn", key_pair_id)
+
+
+def is_key(entry: Entry) -> bool:
+    """Whether an entry has the public half of a key pair, and is not a user."""
+    return "novaKeyPair" in entry.values("objectClass")
+
+
+def read_key(entry: Entry) -> PublishedKey:
+    """Whose key pair an entry has the public half of."""
+    return PublishedKey(split_dn(entry.dn)[1][1], entry.value("cn"))
 
 
 def name_of(dn: str) -> str:
@@ -139,7 +150,16 @@ def user_entry(user: User) -> dict[str, list[str]]:
 def read_user(entry: Entry) -> User:
     """The user that an entry is."""
     return User(entry.value("uid"), entry.value("accessKey"), entry.value("secretKey"),
-                entry.value("isAdmin") == "TRUE", entry.value("isLocked") == "TRUE")
+                entry.value("isAdmin") == "TRUE", entry.value("isLocked") == "TRUE",
+                _seconds(entry.value("createTimestamp")))
+
+
+def _seconds(text: str) -> float:
+    """A time as LDAP writes it (RFC 4517, section 3.3.13; servers write UTC) in seconds since the epoch."""
+    digits = text[:14]
+    if not (len(digits) == 14 and digits.isascii() and digits.isdigit() and text.endswith("Z")):
+        return 0.0
+    return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
 
 
 def project_entry(project: Project) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ for the operator of this host.
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from nova.auth.lockout import Lockout
 from nova.auth.manager import AuthManager
 from nova.auth.models import Project, User
 from nova.cloud import locks, scrub
+from nova.cloud.public_keys import PublicKeys
 from nova.context import Context
 from nova.crypto import Authority
 from nova.datastore import Record, Store, record
@@ -33,6 +35,15 @@ class UntoldKey(Record):
     """Marks the access key `access` of a user (the id) as one that nobody was told: to IAM, the user has none."""
 
     access: str
+
+
+@record("made_key")
+@dataclass(frozen=True)
+class MadeKey(Record):
+    """When (seconds since the epoch) the access key `access` of a user (the id) was made, or its other half changed."""
+
+    access: str
+    made: float
 
 
 @contextlib.contextmanager
@@ -75,7 +86,7 @@ class Accounts:
     @property
     def scrubber(self) -> scrub.Scrubber:
         """What removes what users and projects own."""
-        return scrub.Scrubber(self.store, self.bus, self.scrub_timeout)
+        return scrub.Scrubber(self.store, self.bus, PublicKeys(self.store, self.auth), self.scrub_timeout)
 
     # -- users -------------------------------------------------------------------------------------------------------
 
@@ -90,6 +101,7 @@ class Accounts:
         """Add a user; :raises exception.InvalidUserDuplicate, exception.InvalidAccessKeyDuplicate:"""
         user = await self.auth.create_user(name, is_admin=is_admin, access=access, secret=secret)
         await self._tell_key(name)
+        await self._date_key(user)
         await events.record(self.store, context, "user.create", target=name, is_admin=is_admin, access=user.access)
         return user
 
@@ -98,6 +110,8 @@ class Accounts:
                           secret: str | None = None, is_admin: bool | None = None) -> User:
         """Change what is not None."""
         user = await self.auth.modify_user(name, access=access, secret=secret, is_admin=is_admin)
+        if access is not None or secret is not None:
+            await self._date_key(user)
         changed = [what for what, value in (("access", access), ("other half", secret), ("admin", is_admin))
                    if value is not None]
         await events.record(self.store, context, "user.modify", target=name, changed=changed, access=user.access,
@@ -109,6 +123,7 @@ class Accounts:
         """Give a user a new access key in place of the old one."""
         user = await self.auth.rotate(name)
         await self._tell_key(name)
+        await self._date_key(user)
         await events.record(self.store, context, "user.rotate", target=name, access=user.access)
         return user
 
@@ -122,8 +137,13 @@ class Accounts:
     async def unlock_user(self, context: Context | None, name: str) -> None:
         """Let a user in again, also one who is locked out for wrong signatures."""
         await self.auth.unlock_user(name)
-        await Lockout(self.store).unlock((await self.auth.user(name)).access)
-        await events.record(self.store, context, "user.unlock", target=name)
+        was_locked_out = await Lockout(self.store).unlock((await self.auth.user(name)).access)
+        await events.record(self.store, context, "user.unlock", target=name, was_locked_out=was_locked_out)
+
+    async def key_made(self, user: User) -> float:
+        """When a user's access key was made, in seconds since the epoch; with the user where nothing else is known."""
+        known = await self.store.get(MadeKey, user.id)
+        return known.made if known is not None and known.access == user.access else user.created
 
     @_client_errors
     async def owned_by_user(self, name: str) -> scrub.Owned:
@@ -150,11 +170,12 @@ class Accounts:
             raise exception.DependencyViolation(what=f"The user {name}", owned=scrub.describe(owned))
         if owned:
             await locks.check_all(self.store, owned.get("instances", ()))
-            await self.auth.lock_user(name)  # so that nothing is added while it is removed
+            await self.lock_user(context, name)  # so that nothing is added while it is removed
             for project in await self.auth.projects():
                 await self._scrub(context, project.id, name)
         await self.auth.delete_user(name)
-        await self._tell_key(name)
+        await self._forget(UntoldKey, name)
+        await self._forget(MadeKey, name)
         await self._revoke(self.authority.revoke_user, name)
         await self._forget_limits(quota.account("user", name))
         await events.record(self.store, context, "user.delete", target=name)
@@ -233,14 +254,16 @@ class Accounts:
     @_client_errors
     async def credentials(self, context: Context | None, project: str, user: str) -> bytes:
         """The zip archive with which a member works in a project; :raises exception.InvalidParameterValue: no member"""
-        found = await self.auth.project(project)
-        who = await self.auth.user(user)
-        if user not in found.members:
-            raise exception.InvalidParameterValue(f"{user} is no member of the project {project}")
-        await self._tell_key(user)
-        archive = await credentials.zip(who, project, self.authority)
+        archive = await credentials.zip(await self._member(project, user), project, self.authority)
         await events.record(self.store, context, "project.zip", target=project, user=user)
         return archive
+
+    @_client_errors
+    async def environment(self, context: Context | None, project: str, user: str, directory: str) -> str:
+        """Write the same files into a directory of this host; the path of novarc."""
+        path = await credentials.write(await self._member(project, user), project, self.authority, directory)
+        await events.record(self.store, context, "project.environment", target=project, user=user)
+        return path
 
     # -- roles -------------------------------------------------------------------------------------------------------
 
@@ -263,6 +286,15 @@ class Accounts:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
+    async def _member(self, project: str, user: str) -> User:
+        """A member who is going to be told the access key; :raises exception.InvalidParameterValue: no member"""
+        found = await self.auth.project(project)
+        who = await self.auth.user(user)
+        if user not in found.members:
+            raise exception.InvalidParameterValue(f"{user} is no member of the project {project}")
+        await self._tell_key(user)
+        return who
+
     async def _scrub(self, context: Context | None, project: str, user: str | None = None) -> scrub.Owned:
         removed = await self.scrubber.scrub(context or Context("operator", project), project, user)
         if removed:
@@ -280,9 +312,26 @@ class Accounts:
         with contextlib.suppress(exception.NotFound):  # somebody else was faster
             await tx.commit()
 
+    async def mark_untold(self, user: User) -> None:
+        """Nobody was told the user's access key."""
+        await self._put(UntoldKey(user.id, access=user.access), {"access": user.access})
+
+    async def _date_key(self, user: User) -> None:
+        now = time.time()
+        await self._put(MadeKey(user.id, access=user.access, made=now), {"access": user.access, "made": now})
+
+    async def _put(self, made: Record, values: dict[str, Any]) -> None:
+        try:
+            await self.store.create(made)
+        except exception.Exists:
+            await self.store.modify(type(made), made.id, lambda _: values)
+
     async def _tell_key(self, name: str) -> None:
         """The user's access key is told to somebody from now on."""
-        mark = await self.store.get(UntoldKey, name)
-        if mark is not None:
+        await self._forget(UntoldKey, name)
+
+    async def _forget(self, kind: type[Record], name: str) -> None:
+        found = await self.store.get(kind, name)
+        if found is not None:
             with contextlib.suppress(exception.NotFound, exception.Conflict):
-                await self.store.delete(mark)
+                await self.store.delete(found)

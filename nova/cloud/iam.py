@@ -55,7 +55,7 @@ class Iam(Controller):
             user = await self.accounts.create_user(context, name)
         except exception.InvalidUserDuplicate as error:
             raise exception.EntityAlreadyExists(id=name) from error
-        await self._mark(user)
+        await self.accounts.mark_untold(user)
         return {"User": _view(context, user)}
 
     @action("GetUser")
@@ -98,13 +98,13 @@ class Iam(Controller):
         except (exception.NotFound, exception.Conflict) as error:
             raise exception.LimitExceeded(what="AccessKeysPerUser", limit=1) from error
         user = await self.accounts.rotate(context, user.id)
-        return {"AccessKey": {**_key(user), "SecretAccessKey": user.secret}}
+        return {"AccessKey": {**await self._key(user), "SecretAccessKey": user.secret}}
 
     @action("ListAccessKeys")
     async def list_access_keys(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
         """The user's access key, if there is one."""
         user = await self._user(context, "ListAccessKeys", params)
-        keys = [_key(user)] if await self._has_key(user) else []
+        keys = [await self._key(user)] if await self._has_key(user) else []
         return {"AccessKeyMetadata": keys, "IsTruncated": False}
 
     @action("UpdateAccessKey")
@@ -123,7 +123,7 @@ class Iam(Controller):
     async def delete_access_key(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
         """Make a user's access key worthless."""
         user = await self._with_key(context, "DeleteAccessKey", params)
-        await self._mark(await self.accounts.rotate(context, user.id))
+        await self.accounts.mark_untold(await self.accounts.rotate(context, user.id))
         return {}
 
     async def _user(self, context: Context, action_name: str, params: dict[str, Any]) -> User:
@@ -158,11 +158,9 @@ class Iam(Controller):
         mark = await self.store.get(UntoldKey, user.id)
         return mark is None or mark.access != user.access
 
-    async def _mark(self, user: User) -> None:
-        try:
-            await self.store.create(UntoldKey(user.id, access=user.access))
-        except exception.Exists:
-            await self.store.modify(UntoldKey, user.id, lambda _: {"access": user.access})
+    async def _key(self, user: User) -> dict[str, Any]:
+        return {"UserName": user.id, "AccessKeyId": user.access, "Status": "Inactive" if user.is_locked else "Active",
+                "CreateDate": await self.accounts.key_made(user)}
 
 
 def _missing(name: str) -> exception.NoSuchEntity:
@@ -170,8 +168,5 @@ def _missing(name: str) -> exception.NoSuchEntity:
 
 
 def _view(context: Context, user: User) -> dict[str, Any]:
-    return {"Path": _PATH, "UserName": user.id, "UserId": user.id, "Arn": arn(context.project_id, user.id)}
-
-
-def _key(user: User) -> dict[str, Any]:
-    return {"UserName": user.id, "AccessKeyId": user.access, "Status": "Inactive" if user.is_locked else "Active"}
+    return {"Path": _PATH, "UserName": user.id, "UserId": user.id, "Arn": arn(context.project_id, user.id),
+            "CreateDate": user.created}

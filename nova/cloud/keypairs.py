@@ -1,4 +1,4 @@
-"""Key pairs: made here or brought along; only the public half is kept."""
+"""Key pairs: made here or brought along; only the public half is kept, here and as a copy in the directory."""
 
 import secrets
 import time
@@ -9,6 +9,7 @@ from nova.auth import rbac
 from nova.auth.models import KeyPair
 from nova.cloud import tags
 from nova.cloud.action import Controller, action, listing
+from nova.cloud.public_keys import PublicKeys
 from nova.context import Context
 from nova.datastore import Store
 
@@ -17,6 +18,7 @@ class KeyPairs(Controller):
     """The key pairs of a project."""
 
     store: Store
+    public_keys: PublicKeys
 
     @action("CreateKeyPair")
     async def create_key_pair(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class KeyPairs(Controller):
                     await self.store.delete(pair)
                 except exception.NotFound:
                     continue  # somebody else deleted it just now
+                await self.public_keys.withdraw(pair)
                 return {"Return": True, "KeyPairId": pair.key_pair_id}
         return {"Return": True}
 
@@ -86,9 +89,11 @@ class KeyPairs(Controller):
                        key_pair_id=f"key-{secrets.token_hex(8)}0", public_key=public_key, fingerprint=fingerprint,
                        key_type=kind, created=time.time(), tags=tags.at_creation(params, "key-pair"))
         try:
-            return await self.store.create(pair)
+            pair = await self.store.create(pair)
         except exception.Exists:
             raise exception.InvalidKeyPairDuplicate(name=name) from None
+        await self.public_keys.publish(pair)
+        return pair
 
 
 def _id(context: Context, name: str) -> str:

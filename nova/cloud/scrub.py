@@ -15,6 +15,7 @@ from nova.cloud import locks
 from nova.cloud.images import Images
 from nova.cloud.instances import Instances
 from nova.cloud.keypairs import KeyPairs
+from nova.cloud.public_keys import PublicKeys
 from nova.compute.models import Instance
 from nova.context import Context
 from nova.datastore import Store
@@ -45,6 +46,7 @@ class Scrubber:
 
     store: Store
     bus: Bus
+    public_keys: PublicKeys
     timeout: float = TIMEOUT
 
     async def owned(self, project: str, user: str | None = None) -> Owned:
@@ -97,7 +99,7 @@ class Scrubber:
 
     async def delete_key_pairs(self, context: Context, names: Sequence[str]) -> None:
         """Forget key pairs."""
-        key_pairs = KeyPairs(store=self.store)
+        key_pairs = KeyPairs(store=self.store, public_keys=self.public_keys)
         for name in names:
             await key_pairs.delete_key_pair(context, {"KeyName": name})
 

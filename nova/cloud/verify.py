@@ -17,6 +17,7 @@ from typing import TypeVar
 from nova import datastore, exception
 from nova.auth import quota
 from nova.auth.manager import AuthManager
+from nova.cloud.public_keys import PublicKeys
 from nova.compute.models import Instance, claims, claims_key
 from nova.compute.models import holdings as compute_holdings
 from nova.datastore import PREFIX, Pool, Record, Store
@@ -97,7 +98,8 @@ async def _all(store: Store, auth: AuthManager) -> list[Difference]:
     found = [difference async for difference in _indexes(store, keys)]
     indexes_agree = not found
     for check in (_buckets(store, buckets), _allotments(store, networks), _addresses(store, networks, instances),
-                  _claims(store, instances, keys), _owners(auth, instances, images, buckets)):
+                  _claims(store, instances, keys), _owners(auth, instances, images, buckets),
+                  _public_keys(PublicKeys(store, auth))):
         found += [difference async for difference in check]
     if indexes_agree:  # what counts towards limits is found by the indexes
         found += [difference async for difference in _limits(store)]
@@ -303,3 +305,14 @@ async def _owners(auth: AuthManager, instances: list[Instance], images: list[Ima
         if record.project_id not in projects:
             yield Difference("owner", f"{type(record).__name__.lower()} {record.id}",
                              f"its project {record.project_id} does not exist")
+
+
+async def _public_keys(keys: PublicKeys) -> AsyncIterator[Difference]:
+    missing, stale = await keys.differences()
+    for pair in missing:
+        yield Difference("directory", f"key pair {pair.id}", f"the directory has no copy of it below {pair.user_id}",
+                         functools.partial(keys.make_up, pair))
+    for key in stale:
+        yield Difference("directory", f"key pair {key.key_pair_id}",
+                         f"the directory has a copy below {key.user_id}, and there is no such key pair",
+                         functools.partial(keys.withdraw, key))

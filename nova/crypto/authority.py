@@ -11,7 +11,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -44,9 +44,12 @@ class Authority:
     """The authority in a directory.
 
     `key_path` and `certificate_path` are the cloud's key and certificate: bundled images are encrypted for it.
+
+    :param clock: tells the present time, in whole seconds and aware of its zone
     """
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, clock: Callable[[], datetime] = certificates.now):
+        self._clock = clock
         self.key_path = os.path.join(directory, "cakey.pem")
         self.certificate_path = os.path.join(directory, "cacert.pem")
         self._directory = directory
@@ -64,7 +67,7 @@ class Authority:
             pem = rsa_pem()
             _write(self.key_path, pem, 0o600)
             certificate = certificates.root_authority(
-                certificates.subject("cloud authority"), certificates.load_key(pem), FLAGS.ca_days, certificates.now())
+                certificates.subject("cloud authority"), certificates.load_key(pem), FLAGS.ca_days, self._clock())
             _write(self.certificate_path, certificates.to_pem(certificate), 0o644)
             return True
 
@@ -78,7 +81,7 @@ class Authority:
         public = certificates.load_key(key_pem).public_key()
         with self._locked():
             issuer = self._project(project) if FLAGS.use_project_ca else self._root()
-            certificate = certificates.user(issuer, name, public, FLAGS.certificate_days, certificates.now(),
+            certificate = certificates.user(issuer, name, public, FLAGS.certificate_days, self._clock(),
                                             FLAGS.crl_url)
             self._index.add(issuer.id, certificate, user, project)
         return key_pem, certificates.to_pem(certificate)
@@ -105,7 +108,7 @@ class Authority:
         life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         with self._locked():
             issuer = self._project(project) if FLAGS.use_project_ca else self._root()
-            return (certificate.subject == name and certificate.not_valid_after_utc - certificates.now() > life / 10
+            return (certificate.subject == name and certificate.not_valid_after_utc - self._clock() > life / 10
                     and certificates.is_issued_by(certificate, issuer.certificate)
                     and self._index.is_good(certificate))
 
@@ -114,14 +117,14 @@ class Authority:
     def revoke_user(self, user: str, project: str | None = None) -> int:
         """Revoke a user's certificates, of all projects or of one, and publish it; how many there were."""
         with self._locked():
-            count = self._index.revoke(certificates.now(), _REASON, user=user, project=project)
+            count = self._index.revoke(self._clock(), _REASON, user=user, project=project)
             self._publish()
         return count
 
     def revoke_project(self, project: str) -> int:
         """Revoke the certificates of a project's users, and its authority, whose key is destroyed; how many."""
         with self._locked():
-            count = self._index.revoke(certificates.now(), _REASON, project=project)
+            count = self._index.revoke(self._clock(), _REASON, project=project)
             self._publish()
         return count
 
@@ -154,13 +157,13 @@ class Authority:
         id = certificates.key_id(certificate)
         found = _read_list(self._list_path(id)) if id in fresh else None
         if found is not None and found.next_update_utc is not None:
-            if found.next_update_utc - certificates.now() > timedelta(days=FLAGS.crl_days) / 2:
+            if found.next_update_utc - self._clock() > timedelta(days=FLAGS.crl_days) / 2:
                 return found
         issuer = Issuer(certificates.load_key(_read(key_path)), certificate)
-        return self._write_list(issuer, certificates.now() + timedelta(days=FLAGS.crl_days))
+        return self._write_list(issuer, self._clock() + timedelta(days=FLAGS.crl_days))
 
     def _write_list(self, issuer: Issuer, until: datetime) -> x509.CertificateRevocationList:
-        now = certificates.now()
+        now = self._clock()
         number, entries = self._index.next_list(issuer.id, since=now - timedelta(days=FLAGS.crl_days))
         made = certificates.revocation_list(issuer, entries, number, now, until)
         os.makedirs(self._lists, exist_ok=True)
@@ -206,7 +209,7 @@ class Authority:
         key = certificates.load_key(pem)
         # A project removed and made again gets another authority, so the two must not share a name.
         name = certificates.subject("project authority", project, os.urandom(8).hex())
-        certificate = certificates.project_authority(root, name, key.public_key(), FLAGS.ca_days, certificates.now(),
+        certificate = certificates.project_authority(root, name, key.public_key(), FLAGS.ca_days, self._clock(),
                                                      FLAGS.crl_url)
         self._index.add(root.id, certificate, "", project)
         os.makedirs(self._projects, mode=0o700, exist_ok=True)

@@ -4,7 +4,6 @@
 action and writes what came of it, be that a result or an error.  Errors become XML here and nowhere else.
 """
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
@@ -110,14 +109,14 @@ class Endpoint:
     async def _run(self, request: SignedRequest, body: bytes, request_id: str, remote_address: str,
                    answer: Answer) -> bytes:
         large = len(body) >= LARGE
-        params, digest = await _offload(large, _decode, request, body)
+        params, digest = await _in_thread(_decode, request, body) if large else _decode(request, body)
         action = _single(params, "Action")
         version = _single(params, "Version")
         registry = self._also.get(version, self._registry)
         answer.service = registry.model
         if not action:
             raise exception.MissingAction()
-        identity = await self._identify(request, registry, action, params, digest, large)
+        identity = await self._identify(request, registry, action, params, digest, large, remote_address)
         answer.user_id, answer.project_id = identity.user_id, identity.project_id
         if registry.model.operation(action) is not None:
             answer.action = action
@@ -127,7 +126,7 @@ class Endpoint:
         return operation.write(result, request_id, version)
 
     async def _identify(self, request: SignedRequest, registry: Registry, action: str, params: Params, digest: str,
-                        large: bool) -> Identity:
+                        large: bool, remote_address: str) -> Identity:
         claim = read_ec2(request, params)
         if claim is None:
             raise exception.AuthFailure()
@@ -136,7 +135,7 @@ class Endpoint:
         repeatable = replay.is_repeatable_action(
             action, operation is not None and operation.takes("ClientToken"), params)
         await self._gate.verify(claim, identity.secret, digest, self._clock(), repeatable,
-                                functools.partial(_offload, large))
+                                _in_thread if large else None, identity.user_id, remote_address)
         return identity
 
 
@@ -146,8 +145,8 @@ def refuse(answer: Answer, error: exception.NovaError, request_id: str) -> None:
     answer.body = answer.service.write_error(error.code, error.message, request_id, error.status)
 
 
-async def _offload(large: bool, function: Callable[..., Any], *args: Any) -> Any:
-    return await wait(in_thread(function, *args)) if large else function(*args)
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    return await wait(in_thread(function, *args))
 
 
 def _decode(request: SignedRequest, body: bytes) -> tuple[Params, str]:

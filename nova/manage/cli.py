@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from nova import daemons, exception, flags
+from nova.context import new_request_id, request_id_var
 from nova.flags import FLAGS
 from nova.manage import cloud, hosts, projects, resources, roles, tools, users
 from nova.manage.command import FAILED, OK, UNREACHABLE, WRONG, Command, Refused, Session
@@ -83,6 +84,7 @@ def _embedded_url() -> str:
     """The Redis of the nova-all in --state_path; its ports become the flags' values.
 
     :raises exception.Unavailable: there is none
+    :raises exception.NovaError: it keeps its users in another directory than the flags say
     """
     socket = os.path.join(FLAGS.state_path, "redis", "redis.sock")
     ready = os.path.join(FLAGS.state_path, "ready.json")
@@ -90,14 +92,20 @@ def _embedded_url() -> str:
         raise exception.Unavailable(
             f"no cloud runs in --state_path={FLAGS.state_path}; start it, or give --redis_url")
     with open(ready) as file:
-        for name, value in json.load(file).items():
-            if name.endswith("_port"):
-                FLAGS[name].value = value
+        facts = json.load(file)
+    driver = facts.get("ldap_driver", FLAGS.ldap_driver)  # a cloud of an earlier Nova does not say
+    if driver != FLAGS.ldap_driver:
+        raise exception.NovaError(f"the cloud keeps its users with --ldap_driver={driver}: give the flags, or the "
+                                  f"--flagfile, that it was started with")
+    for name, value in facts.items():
+        if name.endswith("_port"):
+            FLAGS[name].value = value
     return f"unix://{socket}"
 
 
 async def _run(arguments: argparse.Namespace) -> int:
     command: Command = arguments.command
+    request_id_var.set(new_request_id())
     url = FLAGS.redis_url or ("unix:///" if command.offline else _embedded_url())
     store = daemons.open_store(url)
     session = Session(store, arguments.json, arguments.yes)

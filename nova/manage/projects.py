@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from nova import daemons, exception
-from nova.auth import credentials, quota
+from nova import exception
+from nova.auth import quota
 from nova.cloud import scrub
 from nova.manage.command import PROJECT, SCRUB, USER, WAIT, Argument, Command, Session
 
@@ -70,11 +70,7 @@ async def _zip(session: Session, arguments: argparse.Namespace) -> None:
 
 
 async def _environment(session: Session, arguments: argparse.Namespace) -> None:
-    accounts = session.accounts()
-    user, project = await accounts.user(arguments.user), await accounts.project(arguments.project)
-    if user.id not in project.members:
-        raise exception.InvalidParameterValue(f"{user.id} is no member of the project {project.id}")
-    path = await credentials.write(user, project.id, daemons.authority(), arguments.directory)
+    path = await session.accounts().environment(None, arguments.project, arguments.user, arguments.directory)
     session.show([{"credentials": path}])
 
 

@@ -156,7 +156,8 @@ class S3Handler(web.RequestHandler):
         except exception.AuthFailure:
             raise errors.InvalidAccessKeyId() from None
         try:
-            await self._gate.verify(claim, identity.secret, "", datetime.now(UTC), replay.is_repeatable_s3(claim))
+            await self._gate.verify(claim, identity.secret, "", datetime.now(UTC), replay.is_repeatable_s3(claim),
+                                    user=identity.user_id, where=self.request.remote_ip or "")
         except exception.AuthFailure as error:
             raise errors.AccessDenied(error.message) from None
         return claim, identity

@@ -6,6 +6,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.clients.support", "tests.clients.whole_round")
 
+from tests import slapd  # noqa: E402
 from tests.clients import support  # noqa: E402
 
 
@@ -25,6 +26,20 @@ def fake_cloud() -> Iterator[support.Cloud]:
         yield running
         assert "Traceback" not in running.log()
 
+
+@pytest.fixture(scope="session")
+def fake_cloud_on_slapd() -> Iterator[support.Cloud]:
+    """The same with its users in a slapd, where the run has the others' in the embedded directory."""
+    with support.running_cloud("--compute_driver=fake", "--network_driver=fake", directory=slapd.LDAP) as running:
+        yield running
+        assert "Traceback" not in running.log()
+
+
+@pytest.fixture
+def either_cloud(request: pytest.FixtureRequest, directory_driver: str) -> support.Cloud:
+    """A fake cloud on the directory that the test is run for."""
+    other = directory_driver != slapd.chosen()
+    return request.getfixturevalue("fake_cloud_on_slapd" if other else "fake_cloud")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,9 @@ import pytest
 import redis
 
 from nova.quickstart import read_novarc
+from tests import slapd
 from tests.conftest import environment_without_aws, wait_until
+from tests.slapd import Slapd
 
 ROOT = Path(__file__).parents[2]
 #: what libvirt found out about QEMU is kept here from run to run
@@ -38,13 +40,15 @@ def need_isolation() -> None:
 
 @dataclass
 class Cloud:
-    """A running nova-all: its process, its directory, its endpoints and its administrator's credentials."""
+    """A running nova-all: its process, its state directory, its endpoints and its administrator's credentials; its
+    slapd, if users are kept in one."""
 
     process: subprocess.Popen
     state_path: Path
     ec2_port: int
     s3_port: int
     environment: dict[str, str]
+    slapd: Slapd | None = None
 
     @property
     def access(self) -> str:
@@ -64,15 +68,29 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def running_cloud(*flags: str) -> Iterator[Cloud]:
-    """nova-all on free ports, in a directory of its own; afterwards it is stopped and cleaned away."""
+def running_cloud(*flags: str, directory: str = "") -> Iterator[Cloud]:
+    """nova-all on free ports, in a directory of its own; afterwards it is stopped and cleaned away.
+
+    :param directory: slapd.FAKE or slapd.LDAP (a slapd of its own); the one that was chosen for the run when empty
+    """
+    with slapd.running_slapd() if (directory or slapd.chosen()) == slapd.LDAP else contextlib.nullcontext() as server:
+        with _running_cloud(flags, server) as cloud:
+            yield cloud
+
+
+@contextlib.contextmanager
+def _running_cloud(flags: tuple[str, ...], server: Slapd | None) -> Iterator[Cloud]:
     state_path = Path(tempfile.mkdtemp(prefix="nc-", dir="/tmp"))
     arguments = [f"--state_path={state_path}", f"--starter_path={starter_path()}", *flags]
+    if server is not None:
+        arguments.append(f"--flagfile={server.flagfile}")
     if not any(flag.startswith("--compute_driver=fake") for flag in flags):
         arguments.append(f"--libvirt_cache={LIBVIRT_CACHE}")
     process = nova_all("--ec2_port=0", "--s3_port=0", "--metadata_port=0", *arguments, output=state_path / "output")
     try:
-        yield wait_for_cloud(process, state_path)
+        cloud = wait_for_cloud(process, state_path)
+        cloud.slapd = server
+        yield cloud
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -1,5 +1,6 @@
 """The zip of credentials in the hands of real clients: unpacked anywhere, it works with each of them as it is."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -22,14 +23,17 @@ AWS = shutil.which("aws", path=f"{Path(sys.executable).parent}:{os.environ['PATH
 
 
 @pytest.fixture
-async def unzipped(fake_cloud: Cloud, tmp_path: Path) -> Path:
+async def unzipped(either_cloud: Cloud, tmp_path: Path) -> Path:
     """The administrator's zip, unpacked."""
-    store = datastore.open_store(f"unix://{fake_cloud.state_path}/redis/redis.sock")
-    FLAGS.ec2_port, FLAGS.s3_port = fake_cloud.ec2_port, fake_cloud.s3_port
+    store = datastore.open_store(f"unix://{either_cloud.state_path}/redis/redis.sock")
+    FLAGS.ec2_port, FLAGS.s3_port = either_cloud.ec2_port, either_cloud.s3_port
     try:
-        FLAGS.ca_path = str(fake_cloud.state_path / "ca")
-        user = await AuthManager(store).user("admin")
-        data = await credentials.zip(user, "admin", Authority(str(fake_cloud.state_path / "ca")))
+        FLAGS.ca_path = str(either_cloud.state_path / "ca")
+        with either_cloud.slapd.used() if either_cloud.slapd else contextlib.nullcontext():
+            auth = AuthManager(store)
+        user = await auth.user("admin")
+        await auth.stop()
+        data = await credentials.zip(user, "admin", Authority(str(either_cloud.state_path / "ca")))
     finally:
         await store.close()
     (tmp_path / "nova.zip").write_bytes(data)
@@ -51,6 +55,7 @@ def test_aws_works_where_novarc_was_sourced(unzipped: Path, tmp_path: Path, shel
     assert "REGIONS" in said and "starter" in said
 
 
+@pytest.mark.both_directories
 def test_aws_works_with_the_profile(unzipped: Path, tmp_path: Path) -> None:
     environment = {**clean_environment(tmp_path), "AWS_CONFIG_FILE": str(unzipped / "aws/config"),
                    "AWS_SHARED_CREDENTIALS_FILE": str(unzipped / "aws/credentials")}
@@ -76,14 +81,17 @@ print(s3.get_bucket("by-boto").get_key("a key").get_contents_as_string())
 """
 
 
-def test_boto_2_works_with_boto_cfg(fake_cloud: Cloud, unzipped: Path, tmp_path: Path) -> None:
+@pytest.mark.both_directories
+def test_boto_2_works_with_boto_cfg(either_cloud: Cloud, unzipped: Path, tmp_path: Path) -> None:
     if subprocess.run([DEBIAN_PYTHON, "-c", "import boto"], capture_output=True).returncode != 0:
         pytest.skip("no boto 2 here")
     environment = {**clean_environment(tmp_path), "BOTO_CONFIG": str(unzipped / "boto.cfg")}
-    said = run(DEBIAN_PYTHON, "-c", _BOTO, str(fake_cloud.ec2_port), str(fake_cloud.s3_port), environment=environment)
+    said = run(DEBIAN_PYTHON, "-c", _BOTO, str(either_cloud.ec2_port), str(either_cloud.s3_port),
+               environment=environment)
     assert "['nova']" in said and "by boto" in said
 
 
+@pytest.mark.both_directories
 @pytest.mark.parametrize("version", [[], ["--signature-v2"]], ids=["signature v4", "signature v2"])
 def test_s3cmd_works_with_s3cfg(unzipped: Path, tmp_path: Path, version: list[str]) -> None:
     if shutil.which("s3cmd") is None:

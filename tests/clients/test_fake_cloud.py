@@ -13,9 +13,9 @@ from tests.conftest import wait_until
 
 
 @pytest.fixture
-def ec2(fake_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def ec2(either_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """boto3's EC2 client; afterwards no instance runs."""
-    client = Boto3Client(monkeypatch, fake_cloud).ec2
+    client = Boto3Client(monkeypatch, either_cloud).ec2
     yield client
     not_gone = {"instance-state-name": ["pending", "running", "shutting-down"]}
     if alive := instances(client, not_gone):
@@ -47,6 +47,7 @@ def code_of(call: Any, **arguments: Any) -> str:
     return caught.value.response["Error"]["Code"]
 
 
+@pytest.mark.both_directories
 def test_client_token_makes_a_repeated_request_harmless(ec2: Any, image_id: str):
     first = run(ec2, image_id, 2, ClientToken="token-1")
     assert run(ec2, image_id, 2, ClientToken="token-1") == first
@@ -70,6 +71,7 @@ def test_dry_run_does_nothing(ec2: Any, image_id: str):
     assert not ec2.describe_key_pairs(Filters=[{"Name": "key-name", "Values": ["dry"]}])["KeyPairs"]
 
 
+@pytest.mark.both_directories
 def test_filters(ec2: Any, image_id: str):
     small = run(ec2, image_id)
     large = [i["InstanceId"] for i in ec2.run_instances(ImageId=image_id, MinCount=1, MaxCount=1,

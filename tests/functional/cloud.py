@@ -23,7 +23,9 @@ from botocore.config import Config
 from nova import datastore
 from nova.flags import FLAGS
 from nova.quickstart import read_novarc
+from tests import slapd
 from tests.conftest import environment_without_aws, free_port, wait_until
+from tests.slapd import Slapd
 
 ROOT = Path(__file__).parents[2]
 T = TypeVar("T")
@@ -33,10 +35,13 @@ class Cloud:
     """nova-all with one state directory, through all its starts and deaths.
 
     :param flags: given at every start
+    :param directory: slapd.FAKE or slapd.LDAP; the one that was chosen for the run when empty.  With LDAP it has a
+        slapd of its own, which its nova.conf names
     """
 
-    def __init__(self, *flags: str):
+    def __init__(self, *flags: str, directory: str = ""):
         self.directory = Path(tempfile.mkdtemp(prefix="nt-", dir="/tmp"))
+        self.slapd = Slapd() if (directory or slapd.chosen()) == slapd.LDAP else None
         self.state = self.directory / "state"
         self.ec2_port, self.s3_port, self.metadata_port = free_port(), free_port(), free_port()
         self.flags = flags
@@ -45,6 +50,9 @@ class Cloud:
         self.process: subprocess.Popen[bytes] | None = None
         self.started_with: tuple[str, ...] = ()
         self._session = boto3.session.Session(region_name="nova")  # one for all clients: it reads the models once
+        if self.slapd is not None:
+            self.slapd.start()
+            shutil.copy(self.slapd.flagfile, self.directory / "nova.conf")
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -113,6 +121,8 @@ class Cloud:
         self.kill9()
         cleaned = self.run("--clean")
         left = list(self.state.iterdir()) if self.state.exists() else []
+        if self.slapd is not None:
+            self.slapd.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
         assert cleaned.returncode == 0, cleaned.stderr
         assert not left, cleaned.stdout
@@ -164,7 +174,8 @@ class Cloud:
         store = datastore.open_store(f"unix://{self.redis_socket}")
         ca_path, FLAGS.ca_path = FLAGS.ca_path, str(self.state / "ca")
         try:
-            yield store
+            with self.slapd.used() if self.slapd is not None else contextlib.nullcontext():
+                yield store
         finally:
             FLAGS.ca_path = ca_path
             await store.close()
@@ -178,9 +189,9 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def cloud(*flags: str) -> Iterator[Cloud]:
+def cloud(*flags: str, directory: str = "") -> Iterator[Cloud]:
     """A cloud that has not been started; every trace of it is removed afterwards."""
-    made = Cloud(*flags)
+    made = Cloud(*flags, directory=directory)
     try:
         yield made
     finally:

@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import io
-import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -21,10 +22,10 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 
-from nova import crypto, datastore
-from nova.auth import tree
-from nova.auth.fakeldap import FakeLdap
+from nova import datastore
 from nova.auth.manager import AuthManager
+from nova.flags import FLAGS
+from tests import slapd
 from tests.conftest import RedisServer, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,10 @@ class Server:
 
 
 def start(redis_url: str, directory: Path, *flags: str) -> Server:
+    """Start a server with its files in a directory, and with the nova.conf there."""
     log = directory / "log"
+    if (directory / "nova.conf").exists():
+        flags = (f"--flagfile={directory}/nova.conf", *flags)
     with open(log, "ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.functional.objectstore_server", "--s3_port=0", "--s3_listen=127.0.0.1",
@@ -71,15 +75,16 @@ def start(redis_url: str, directory: Path, *flags: str) -> Server:
 
 
 def add_users(redis_url: str, ca_path: str = "") -> None:
-    """Empty the Redis and put the users in.
+    """Empty the Redis and put the users in, into the directory that the flags name.
 
     :param ca_path: the directory of the server's certificate authority; this process's own when empty
     """
     async def add() -> None:
         store = datastore.open_store(redis_url)
         await store.redis.flushall()
-        key_path = os.path.join(ca_path or crypto.ca_path(), "directory.key")
-        auth = AuthManager(store, FakeLdap(store, tree.roots(), key_path))
+        before, FLAGS.ca_path = FLAGS.ca_path, ca_path or FLAGS.ca_path
+        auth = AuthManager(store)
+        FLAGS.ca_path = before
         for name in ("one", "two"):
             await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
             await auth.create_project(name, name)
@@ -88,18 +93,32 @@ def add_users(redis_url: str, ca_path: str = "") -> None:
         threads.submit(asyncio.run, add()).result()
 
 
+@contextlib.contextmanager
+def own_stores(directory: Path) -> Iterator[RedisServer]:
+    """A redis-server, and a directory that is not the embedded one if so chosen, with the users in it: for servers
+    that are started in `directory`."""
+    own_redis = RedisServer(directory, free_port())
+    own_redis.start()
+    with contextlib.ExitStack() as until_end:
+        until_end.callback(own_redis.kill)
+        with contextlib.ExitStack() as while_adding:
+            if slapd.chosen() == slapd.LDAP:
+                own_slapd = until_end.enter_context(slapd.running_slapd())
+                shutil.copy(own_slapd.flagfile, directory / "nova.conf")
+                while_adding.enter_context(own_slapd.used())
+            add_users(own_redis.url, str(directory / "ca"))
+        yield own_redis
+
+
 @pytest.fixture(name="server", scope="module")
 def server_fixture(tmp_path_factory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("objectstore")
-    own_redis = RedisServer(directory, free_port())
-    own_redis.start()
-    add_users(own_redis.url, str(directory / "ca"))
-    running = start(own_redis.url, directory)
-    running.redis = own_redis
-    yield running
-    running.process.terminate()
-    running.process.wait(15)
-    own_redis.kill()
+    with own_stores(directory) as own_redis:
+        running = start(own_redis.url, directory)
+        running.redis = own_redis
+        yield running
+        running.process.terminate()
+        running.process.wait(15)
 
 
 @pytest.fixture(name="s3")
@@ -180,11 +199,8 @@ class Zeros(io.RawIOBase):
 
 @pytest.fixture(name="own")
 def own_fixture(tmp_path) -> Iterator[tuple[RedisServer, Path]]:
-    own_redis = RedisServer(tmp_path, free_port())
-    own_redis.start()
-    add_users(own_redis.url, str(tmp_path / "ca"))
-    yield own_redis, tmp_path
-    own_redis.kill()
+    with own_stores(tmp_path) as own_redis:
+        yield own_redis, tmp_path
 
 
 def stop(server: Server) -> None:

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import boto3
@@ -48,8 +49,9 @@ class Api:
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0") as made:
+def api(directory_driver: str) -> Iterator[Api]:
+    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0",
+               directory=directory_driver) as made:
         made.start()
         assert made.machine_image
         yield Api(made)
@@ -77,6 +79,7 @@ def member(api: Api, admin: AdminClient, name: str, project: str) -> AdminClient
 
 # -- the admin API ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.both_directories
 def test_users(api, admin):
     made = admin.create_user("ann")
     assert made.secret_key and not made.is_admin and not made.is_locked
@@ -92,6 +95,7 @@ def test_users(api, admin):
     refuses("InvalidUser.NotFound", admin.delete_user, "ann")
 
 
+@pytest.mark.both_directories
 def test_projects_and_members(admin):
     for name in ("p-ann", "p-bob", "p-eve"):
         admin.create_user(name)
@@ -112,6 +116,7 @@ def test_projects_and_members(admin):
     admin.delete_user("p-ann")
 
 
+@pytest.mark.both_directories
 def test_roles(admin):
     admin.create_user("r-ann")
     admin.create_project("r-web", "r-ann")
@@ -160,6 +165,7 @@ def test_what_owns_something_is_removed_only_with_scrub(api, admin):
     assert outcome(lambda: api.cloud.s3.head_bucket(Bucket="s-ann-bucket")) in ("404", "NoSuchBucket")
 
 
+@pytest.mark.both_directories
 def test_only_who_may(api, admin):
     manager = admin.create_user("w-boss")
     admin.create_project("w-web", "w-boss")
@@ -299,6 +305,7 @@ def test_every_action_of_the_model_is_offered(api):
 
 # -- IAM --------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.both_directories
 def test_a_user_made_by_iam_works_with_the_key_made_by_iam(api, admin):
     iam = api.boto("iam")
     made = iam.create_user(UserName="i-ann")["User"]
@@ -328,6 +335,27 @@ def test_a_user_made_by_iam_works_with_the_key_made_by_iam(api, admin):
     assert outcome(lambda: iam.get_user(UserName="i-ann")) == "NoSuchEntity"
 
 
+def test_iam_says_when_users_and_keys_were_made(api):
+    iam, before = api.boto("iam"), int(time.time())
+
+    def is_now(moment: datetime) -> bool:
+        return before <= moment.timestamp() <= time.time() + 1
+    made = iam.create_user(UserName="i-dated")["User"]
+    assert made.keys() == {"Path", "UserName", "UserId", "Arn", "CreateDate"} and is_now(made["CreateDate"])
+    assert iam.get_user(UserName="i-dated")["User"] == made
+    assert made in iam.list_users()["Users"]
+    first = iam.create_access_key(UserName="i-dated")["AccessKey"]
+    assert first.keys() == {"UserName", "AccessKeyId", "Status", "SecretAccessKey", "CreateDate"}
+    assert is_now(first["CreateDate"])
+    [listed] = iam.list_access_keys(UserName="i-dated")["AccessKeyMetadata"]
+    assert listed == {name: first[name] for name in ("UserName", "AccessKeyId", "Status", "CreateDate")}
+    wait_until(lambda: time.time() > first["CreateDate"].timestamp() + 1, 10, "another second")
+    iam.delete_access_key(UserName="i-dated", AccessKeyId=first["AccessKeyId"])
+    second = iam.create_access_key(UserName="i-dated")["AccessKey"]
+    assert second["CreateDate"] > first["CreateDate"], "a new key is as old as the one before"
+    assert iam.get_user(UserName="i-dated")["User"]["CreateDate"] == made["CreateDate"]
+
+
 def test_iam_refuses_as_iam_does(api):
     iam = api.boto("iam")
     iam.create_user(UserName="i-bob")
@@ -340,6 +368,7 @@ def test_iam_refuses_as_iam_does(api):
     assert outcome(iam.list_groups) == "UnsupportedOperation"
 
 
+@pytest.mark.both_directories
 def test_of_two_at_once_one_gets_the_key(api):
     api.boto("iam").create_user(UserName="i-race")
     clients = [api.boto("iam") for _ in range(4)]
@@ -358,6 +387,7 @@ def test_iam_lists_in_pages(api):
     assert iam.list_users(PathPrefix="/staff/")["Users"] == []
 
 
+@pytest.mark.both_directories
 def test_iam_is_for_administrators_but_for_oneself(api, admin):
     user = admin.create_user("i-self")
     admin.create_project("i-self", "i-self")

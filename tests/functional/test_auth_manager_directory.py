@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import os
-import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,7 @@ from nova.auth.models import KeyPair
 from nova.datastore import Store, open_store
 from nova.flags import FLAGS
 from tests.conftest import RedisServer
-from tests.functional.ldap_server import Slapd
-from tests.functional.test_directory import _empty
-
-needs_slapd = pytest.mark.skipif(shutil.which("slapd", path=os.environ["PATH"] + ":/usr/sbin") is None,
-                                 reason="slapd is not installed")
-
-
-@pytest.fixture(scope="module")
-def slapd() -> Iterator[Slapd]:
-    server = Slapd()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
+from tests.slapd import empty, needs_slapd
 
 
 @pytest.fixture(params=["fake", pytest.param("slapd", marks=needs_slapd)])
@@ -44,7 +29,7 @@ async def directory(request: pytest.FixtureRequest, store: Store, tmp_path: Path
     else:
         made = request.getfixturevalue("slapd").client()
     await made.start()
-    await _empty(made)
+    await empty(made)
     yield made
     await made.stop()
 
@@ -78,6 +63,16 @@ async def test_a_user_and_a_project(auth: AuthManager) -> None:
     assert await auth.project("web") == web.__class__("web", "ann", ["ann", "bob"], "the web shop, ünicode")
     assert [p.id for p in await auth.projects()] == ["web"] == [p.id for p in await auth.projects("bob")]
     assert await auth.projects("carl") == []
+
+
+async def test_when_a_user_was_made(auth: AuthManager) -> None:
+    before = int(time.time())
+    ann = await auth.create_user("ann")
+    assert before <= ann.created <= time.time()
+    await auth.rotate("ann")
+    await auth.lock_user("ann")
+    assert (await auth.user("ann")).created == ann.created
+    assert [user.created for user in await auth.users()] == [ann.created]
 
 
 async def test_an_identity(auth: AuthManager) -> None:

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import ldap3
@@ -32,30 +31,9 @@ from nova.auth.filters import And, Equal, Like, Not, Or, Present
 from nova.auth.ldapdriver import LdapDirectory
 from nova.datastore import Store, open_store
 from tests.conftest import free_port, wait_until
-from tests.functional.ldap_server import Slapd
+from tests.slapd import Slapd, empty, needs_slapd
 
 USERS, GROUPS, ROLES = "ou=Users,dc=nova", "ou=Groups,dc=nova", "ou=Roles,dc=nova"
-
-needs_slapd = pytest.mark.skipif(shutil.which("slapd", path=os.environ["PATH"] + ":/usr/sbin") is None,
-                                 reason="slapd is not installed")
-
-
-@pytest.fixture(scope="module")
-def slapd() -> Iterator[Slapd]:
-    server = Slapd()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-async def _empty(directory: Directory) -> None:
-    for unit in (USERS, GROUPS, ROLES):
-        found = await directory.search(unit, Scope.SUBTREE, attributes=["objectClass"])
-        for entry in sorted(found, key=lambda e: -len(split_dn(e.dn))):
-            if len(split_dn(entry.dn)) > 2:
-                await directory.delete(entry.dn)
 
 
 @pytest.fixture(params=["fake", pytest.param("slapd", marks=needs_slapd)])
@@ -66,7 +44,7 @@ async def directory(request: pytest.FixtureRequest, store: Store, tmp_path: Path
     else:
         made = request.getfixturevalue("slapd").client()
     await made.start()
-    await _empty(made)
+    await empty(made)
     yield made
     await made.stop()
 
@@ -359,6 +337,7 @@ async def test_a_raw_name_that_names_by_several_attributes_is_refused(directory:
 
 # -- the fake's own ---------------------------------------------------------------------------------------------------
 
+@pytest.mark.embedded_directory("what it keeps in Redis")
 async def test_no_secret_is_in_redis(store: Store, tmp_path: Path) -> None:
     directory = FakeLdap(store, (USERS, ROLES), str(tmp_path / "key"))
     dn = await add_user(directory, "ann", secretKey="verysecret")
@@ -377,6 +356,7 @@ async def test_no_secret_is_in_redis(store: Store, tmp_path: Path) -> None:
     assert (await only(directory, dn, "secretKey")).value("secretKey") == "verysecret"
 
 
+@pytest.mark.embedded_directory("the key that encrypts it")
 async def test_another_key_is_noticed_at_the_start(store: Store, tmp_path: Path) -> None:
     await FakeLdap(store, (USERS,), str(tmp_path / "key")).start()
     with pytest.raises(exception.NovaError, match="another key"):
@@ -386,6 +366,7 @@ async def test_another_key_is_noticed_at_the_start(store: Store, tmp_path: Path)
         await FakeLdap(store, (USERS,), str(tmp_path / "broken")).start()
 
 
+@pytest.mark.embedded_directory("it goes away with Redis")
 async def test_redis_away_is_unavailable(tmp_path: Path) -> None:
     store = open_store("redis://127.0.0.1:1/0")
     with pytest.raises(exception.Unavailable):
@@ -398,7 +379,7 @@ async def test_redis_away_is_unavailable(tmp_path: Path) -> None:
 @needs_slapd
 async def test_nobody_but_nova_reads_a_secret_key(slapd: Slapd) -> None:
     nova = slapd.client()
-    await _empty(nova)
+    await empty(nova)
     other = await add_user(nova, "other", accessKey="O")
     await add_user(nova, "ann", accessKey="A", secretKey="verysecret")
     await nova.modify(other, [add_values("userPassword", "pass")])
@@ -436,7 +417,7 @@ async def test_a_wrong_password_is_unavailable_and_logged(slapd: Slapd, caplog: 
 @needs_slapd
 async def test_slapd_killed_and_back(slapd: Slapd) -> None:
     directory = slapd.client()
-    await _empty(directory)
+    await empty(directory)
     await add_user(directory, "ann")
     try:
         slapd.kill()

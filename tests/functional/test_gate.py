@@ -13,7 +13,7 @@ import pytest
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from nova import exception
+from nova import events, exception
 from nova.auth import lockout, rbac
 from nova.auth.lockout import LockedOut, Lockout
 from nova.cloud.action import Controller, Registry, action, listing
@@ -158,6 +158,23 @@ async def test_a_key_is_locked_at_both_endpoints(cloud: Cloud, monkeypatch: pyte
     status, body = await cloud.s3("GET", "/")
     assert status == 403 and "<Code>AccessDenied</Code>" in body and LockedOut.message in body
     assert (await cloud.ec2("DescribeRegions"))[0] == 401
+
+
+@pytest.mark.parametrize("face", ["ec2", "s3"])
+async def test_a_lockout_is_told_to_the_audit_stream_once(cloud: Cloud, store: Store, face: str) -> None:
+    for _ in range(FLAGS.lockout_attempts + 3):
+        await (cloud.ec2("DescribeRegions", secret="wrong") if face == "ec2" else cloud.s3("GET", "/", secret="wrong"))
+    [event] = await events.read(store)
+    assert (event.what, event.who, event.project, event.where) == ("user.lockout", "ann", "proj", "127.0.0.1")
+    assert event.request_id not in ("", "-")
+    assert event.details == {"target": "ann", "access": "ANN", "attempts": FLAGS.lockout_attempts,
+                             "minutes": FLAGS.lockout_minutes}
+    assert "wrong" not in repr(event) and SECRET not in repr(event)
+
+
+async def test_parallel_wrong_signatures_are_one_lockout(cloud: Cloud, store: Store) -> None:
+    await asyncio.gather(*(cloud.ec2("DescribeRegions", secret="wrong") for _ in range(4 * FLAGS.lockout_attempts)))
+    assert [event.what for event in await events.read(store)] == ["user.lockout"]
 
 
 async def test_others_are_not_locked_out(cloud: Cloud) -> None:

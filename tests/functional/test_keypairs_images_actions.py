@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from nova import crypto, exception
-from nova.auth import rbac
+from nova.auth import rbac, tree
+from nova.auth.directory import Scope
+from nova.auth.manager import AuthManager, open_directory
 from nova.auth.models import KeyPair
 from nova.cloud import action
 from nova.cloud.images import Images
 from nova.cloud.instances import Instances
 from nova.cloud.keypairs import KeyPairs
+from nova.cloud.public_keys import PublicKeys
 from nova.cloud.regions import Regions
 from nova.compute import models as compute_models
 from nova.compute.manager import ComputeManager
@@ -66,6 +69,7 @@ class Cloud:
         self.store, self.directory = store, directory
         self.bus = Bus("memory://", "h1")
         self.authority = crypto.Authority(str(directory / "ca"))
+        self.auth = AuthManager(store)
 
         async def open_object(bucket: str, key: str) -> Object:
             return await objects.open_object(store, bucket, key)
@@ -78,12 +82,13 @@ class Cloud:
         self.beats = [Heartbeat(store, "objectstore"), Heartbeat(store, "network"),
                       Heartbeat(store, "compute", self.compute.facts)]
         self.registry = action.Registry.collect([
-            KeyPairs(store=store), Images(store=store, bus=self.bus), Instances(store=store, bus=self.bus),
-            Regions(store=store)])
+            KeyPairs(store=store, public_keys=PublicKeys(store, self.auth)), Images(store=store, bus=self.bus),
+            Instances(store=store, bus=self.bus), Regions(store=store)])
 
     async def start(self) -> None:
         self.bus.start()
         assert await self.bus.connected()
+        await self.auth.create_user("ann")
         for part in (self.images, self.networks, self.compute, *self.beats):
             await part.start()
 
@@ -91,6 +96,7 @@ class Cloud:
         for part in (*self.beats, self.compute, self.networks, self.images):
             await part.stop()
         await self.bus.stop()
+        await self.auth.stop()
 
     async def call(self, name: str, context: Context | None = None, **params: Any) -> dict[str, Any]:
         """One action, with parameters as a client sends them (``Name_1=x`` for ``Name.1=x``)."""
@@ -225,6 +231,21 @@ async def test_a_key_pair_is_deleted_by_name_or_id(cloud: Cloud, by: str) -> Non
     assert len((await cloud.call("DescribeKeyPairs"))["KeyPairs"]) == 1
     assert (await cloud.call("DeleteKeyPair", **{by: made[by]}))["KeyPairId"] == made["KeyPairId"]
     assert (await cloud.call("DescribeKeyPairs"))["KeyPairs"] == []
+
+
+@pytest.mark.both_directories
+async def test_the_public_half_is_in_the_directory_as_long_as_there_is_the_key_pair(cloud: Cloud) -> None:
+    made = await cloud.call("CreateKeyPair", KeyName="k", KeyType="ed25519")
+    kept = await cloud.store.get(KeyPair, "proj:k")
+    assert kept is not None
+    directory = open_directory(cloud.store)
+    [entry] = await directory.search(tree.user_dn("ann"), Scope.ONE, attributes=["*"])
+    assert {name: entry.value(name) for name in ("cn", "keyName", "keyProject", "sshPublicKey", "keyFingerprint")} == {
+        "cn": made["KeyPairId"], "keyName": "k", "keyProject": "proj", "sshPublicKey": kept.public_key,
+        "keyFingerprint": kept.fingerprint}
+    await cloud.call("DeleteKeyPair", KeyName="k")
+    assert await directory.search(tree.user_dn("ann"), Scope.ONE) == []
+    await directory.stop()
 
 
 async def test_deleting_a_key_pair_that_is_not_there_is_no_error(cloud: Cloud) -> None:

@@ -53,8 +53,9 @@ class Manage:
 
 
 @pytest.fixture(scope="module")
-def manage() -> Iterator[Manage]:
-    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0") as made:
+def manage(directory_driver: str) -> Iterator[Manage]:
+    with cloud("--compute_driver=fake", "--converge_interval=0.5", "--auth_memo_seconds=0",
+               directory=directory_driver) as made:
         made.start()
         assert made.machine_image
         yield Manage(made)
@@ -62,6 +63,7 @@ def manage() -> Iterator[Manage]:
 
 # -- users ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.both_directories
 def test_users_come_and_go(manage):
     [ann] = manage.json("user", "create", "u-ann")
     assert {"user": "u-ann", "access": ann["access"], "admin": False, "locked": False} in manage.json("user", "list")
@@ -94,6 +96,7 @@ def test_a_locked_user_is_refused_until_unlocked(manage):
     ec2.describe_regions()
 
 
+@pytest.mark.both_directories
 def test_a_rotated_key_replaces_the_old_one(manage):
     [user] = manage.json("user", "create", "u-rotate")
     manage("project", "create", "u-rotate", "u-rotate")
@@ -114,7 +117,7 @@ def test_a_terminal_is_asked(manage):
     for answer, code in ((b"n\n", 2), (b"y\n", 0)):
         master, slave = pty.openpty()
         process = subprocess.Popen(manage.command("user", "delete", "u-asked"), stdin=slave, stdout=slave, stderr=slave,
-                                   env=environment_without_aws())
+                                   env=environment_without_aws(), cwd=manage.cloud.directory)
         os.write(master, answer)
         assert process.wait(30) == code
         os.close(master)

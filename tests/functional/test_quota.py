@@ -30,10 +30,10 @@ KINDS = [compute.holdings, holdings.holdings]
 # -- instances --------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def the_cloud() -> Iterator[Cloud]:
+def the_cloud(directory_driver: str) -> Iterator[Cloud]:
     """A cloud of records in which a project may have 50 instances, and 4 of the large ones."""
     with cloud("--compute_driver=fake", "--converge_interval=2", "--project_instances=50",
-               "--project_instances_of_type=m1.large=4,m1.xlarge=-1") as made:
+               "--project_instances_of_type=m1.large=4,m1.xlarge=-1", directory=directory_driver) as made:
         made.start()
         assert made.machine_image
         yield made
@@ -86,6 +86,7 @@ def runner(made: Cloud, least: int = 1, most: int = 1, size: str = "m1.tiny", **
     return call
 
 
+@pytest.mark.both_directories
 def test_200_at_once_get_exactly_what_is_allowed(limited: Cloud) -> None:
     answers = at_once([runner(limited)] * 200)
     assert Counter(a if a == 1 else a[0] for a in answers) == {1: 50, "InstanceLimitExceeded": 150}

@@ -6,6 +6,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import time
@@ -26,6 +27,7 @@ from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair, User
 from nova.cloud import action, admin, iam, images, instances, keypairs, regions
 from nova.cloud.accounts import Accounts, UntoldKey
+from nova.cloud.public_keys import PublicKeys
 from nova.compute import models as compute
 from nova.compute.models import Instance
 from nova.crypto import Authority, ca_path
@@ -42,6 +44,7 @@ from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat
 from nova.wire import model
+from tests import slapd
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,7 +107,20 @@ def rows(service: str) -> set[str]:
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module", name="rig")
-async def rig_fixture(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+async def rig_fixture(request: pytest.FixtureRequest, directory_driver: str, redis_server: RedisServer,
+                      tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    with contextlib.ExitStack() as until_end:
+        if directory_driver == slapd.LDAP:
+            server = request.getfixturevalue("slapd")
+            until_end.enter_context(server.used())
+            directory = server.client()
+            await slapd.empty(directory)
+            await directory.stop()
+        async for rig in make_rig(redis_server, tmp_path_factory):
+            yield rig
+
+
+async def make_rig(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     before = {name: FLAGS[name].value for name in ("state_path", "ca_path", "user_instances", "project_instances")}
     FLAGS.state_path = str(tmp_path_factory.mktemp("rbac"))
     FLAGS.ca_path = ""
@@ -123,10 +139,10 @@ async def rig_fixture(redis_server: RedisServer, tmp_path_factory: pytest.TempPa
         return {"memory_mb": 1 << 40, "vcpus": 1 << 30, "disk_gb": 1 << 30}
     bus.serve("compute", {"look_at_instance": nothing, "console_output": console})
     bus.serve("objectstore", {"ingest_image": nothing, "look_at_image": nothing})
+    auth, authority = AuthManager(store), Authority(ca_path())
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store), regions.Regions(store=store)])
-    auth, authority = AuthManager(store), Authority(ca_path())
+        keypairs.KeyPairs(store=store, public_keys=PublicKeys(store, auth)), regions.Regions(store=store)])
     await process.wait(process.in_thread(authority.ensure))
     everybody = Accounts(store, bus, auth, authority)
     others = {rbac.ADMIN: action.Registry.collect([admin.Admin(store=store, accounts=everybody)], model.admin()),
@@ -672,6 +688,7 @@ async def test_action(rig: Rig, service: str, name: str) -> None:
     await walk(rig, service, name)
 
 
+@pytest.mark.both_directories
 async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig) -> None:
     bob = (await new_user(rig, *OWNERS["colleague"])).id
     for subject, roles in SUBJECTS.items():
@@ -680,6 +697,7 @@ async def test_only_administrators_are_told_the_secret_halves_of_others(rig: Rig
             assert ("SecretKey" in told) == (rbac.CLOUDADMIN in roles), subject
 
 
+@pytest.mark.both_directories
 async def test_what_is_mixed_is_not_done_at_all(rig: Rig) -> None:
     """One instance among others that must not be touched: none of them is."""
     own, bobs, eves = [await new_instance(rig, *OWNERS[o]) for o in ("own", "colleague", "other")]

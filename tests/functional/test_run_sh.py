@@ -16,8 +16,10 @@ import boto3
 import pytest
 
 from nova.quickstart import read_novarc
+from tests import slapd
 from tests.clients.support import guest_processes, need_isolation, run, starter_path, traces
 from tests.conftest import environment_without_aws, free_port, wait_until
+from tests.slapd import Slapd
 
 ROOT = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="guests and networks need root")
@@ -41,6 +43,10 @@ class RunSh:
 
     def __init__(self, tree: Path, *flags: str):
         self.tree, self.state = tree, tree / "state"
+        self.slapd = Slapd() if slapd.chosen() == slapd.LDAP else None
+        if self.slapd is not None:
+            self.slapd.start()
+            shutil.copy(self.slapd.flagfile, tree / "nova.conf")
         self.ec2_port = free_port()
         self._flags = [f"--ec2_port={self.ec2_port}", f"--s3_port={free_port()}", f"--metadata_port={free_port()}",
                        f"--starter_path={starter_path()}", f"--libvirt_cache={ROOT / '.cache' / 'libvirt'}", *flags]
@@ -86,7 +92,11 @@ class RunSh:
             self.process.wait()
 
     def clean(self) -> None:
-        run(str(self.tree / "run.sh"), "clean", *self._flags, environment=environment_without_aws())
+        try:
+            run(str(self.tree / "run.sh"), "clean", *self._flags, environment=environment_without_aws())
+        finally:
+            if self.slapd is not None:
+                self.slapd.remove()
 
     def instances(self) -> dict[str, dict]:
         novarc = read_novarc(self.state / "novarc")

@@ -1,7 +1,6 @@
 """slap.sh: run once, run again, scrubbed; and what it refuses."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,9 @@ from nova import exception
 from nova.auth.directory import Scope
 from nova.auth.filters import ANY
 from tests.conftest import free_port, wait_until
-from tests.functional.ldap_server import ROOT, Slapd
+from tests.slapd import ROOT, Slapd, needs_slapd
 
-pytestmark = pytest.mark.skipif(shutil.which("slapd", path=os.environ["PATH"] + ":/usr/sbin") is None,
-                                reason="slapd is not installed")
+pytestmark = needs_slapd
 
 
 @pytest.fixture

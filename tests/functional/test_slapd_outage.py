@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -17,10 +16,9 @@ from nova.adminclient import AdminClient
 from nova.auth import memo
 from tests.conftest import wait_until
 from tests.functional.cloud import Cloud, cloud
-from tests.functional.ldap_server import SUFFIX, Slapd
+from tests.slapd import LDAP, needs_slapd
 
-pytestmark = pytest.mark.skipif(shutil.which("slapd", path=os.environ["PATH"] + ":/usr/sbin") is None,
-                                reason="slapd is not installed")
+pytestmark = needs_slapd
 
 #: seconds for which slapd hangs, and for which it is gone
 HANGS, GONE = 10.0, 2.0
@@ -71,21 +69,10 @@ class Client(threading.Thread):
 
 
 @pytest.fixture
-def slapd() -> Iterator[Slapd]:
-    server = Slapd()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture
-def up(slapd: Slapd) -> Iterator[Cloud]:
-    """A cloud on it that remembers for longer than a test takes."""
-    with cloud("--compute_driver=fake", "--ldap_driver=ldap", f"--ldap_url={slapd.url}",
-               f"--ldap_user_dn=cn=nova,{SUFFIX}", f"--ldap_password_file={slapd.directory}/nova.password",
-               f"--ldap_timeout={LDAP_TIMEOUT}", "--auth_memo_seconds=120") as made:
+def up() -> Iterator[Cloud]:
+    """A cloud on a slapd that remembers for longer than a test takes."""
+    with cloud("--compute_driver=fake", f"--ldap_timeout={LDAP_TIMEOUT}", "--auth_memo_seconds=120",
+               directory=LDAP) as made:
         made.start()
         yield made
 
@@ -113,7 +100,9 @@ def check_well(clients: list[Client], since: float) -> None:
         client.check(settled, time.monotonic(), DONE, PROMPT)
 
 
-def test_slapd_goes_away_under_load(slapd: Slapd, up: Cloud) -> None:
+def test_slapd_goes_away_under_load(up: Cloud) -> None:
+    slapd = up.slapd
+    assert slapd is not None
     keys = up.credentials()
     admin = AdminClient(f"http://127.0.0.1:{up.ec2_port}", keys["aws_access_key_id"], keys["aws_secret_access_key"])
     users = {name: new_user(up, admin, name) for name in ("known", "dropped", "unseen", "late")}

@@ -1,6 +1,7 @@
 """What cloud verify finds in a real Redis, and what it repairs."""
 
 import dataclasses
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,11 +15,12 @@ from nova.objectstore.models import Bucket
 
 
 @pytest.fixture
-async def auth(store: Store, tmp_path) -> AuthManager:
+async def auth(store: Store, tmp_path) -> AsyncIterator[AuthManager]:
     auth = AuthManager(store)
     await auth.create_user("ann")
     await auth.create_project("web", "ann")
-    return auth
+    yield auth
+    await auth.stop()
 
 
 async def instance(store: Store, id: str = "i-00000001") -> Instance:
@@ -137,6 +139,7 @@ async def test_limits_that_are_counted_wrongly(store: Store, auth: AuthManager) 
     assert await repaired(store, auth) == []
 
 
+@pytest.mark.both_directories
 async def test_what_belongs_to_no_project(store: Store, auth: AuthManager) -> None:
     await store.create(Bucket("lonely", project_id="gone", created=0.0))
     assert [(d.check, d.about) for d in await found(store, auth)] == [("owner", "bucket lonely")]

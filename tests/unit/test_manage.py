@@ -18,6 +18,15 @@ def test_every_command_is_in_the_table_once():
     assert set(cli.THINGS) == {command.thing for command in cli.COMMANDS}
 
 
+@pytest.mark.parametrize("thing,verbs", [
+    ("user", "admin create delete list exports modify lock unlock rotate"),
+    ("project", "create delete list add remove zip quota scrub"),
+    ("role", "add remove has list"), ("host", "list describe disable"), ("service", "list"), ("network", "list"),
+    ("image", "list"), ("instance", "list"), ("flags", ""), ("cloud", "verify"), ("completion", "")])
+def test_what_an_operator_counts_on_is_there(thing, verbs):
+    assert {f"{thing} {verb}".rstrip() for verb in verbs.split() or [""]} <= set(WORDS)
+
+
 @pytest.mark.parametrize("words", ["", *cli.THINGS, *WORDS])
 def test_help_on_every_level(words, capsys):
     with pytest.raises(SystemExit) as ended:
