@@ -11,7 +11,6 @@ pytest.register_assert_rewrite("tests.clients.s3.client", "tests.clients.s3.libr
 from tests.clients.s3.client import Client, Endpoint  # noqa: E402
 from tests.clients.s3.commands import AwsCommand, Rclone, S3cmd  # noqa: E402
 from tests.clients.s3.libraries import Boto2, Boto3, JavaScript, Minio  # noqa: E402
-from tests.conftest import RedisServer, free_port  # noqa: E402
 from tests.functional import s3  # noqa: E402
 
 CLIENTS: dict[str, Callable[[Endpoint, Path], Client]] = {
@@ -24,14 +23,11 @@ _numbers = itertools.count()
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
     """An object store of these tests' own, in whose log is no error of its own at the end."""
     directory = tmp_path_factory.mktemp("objectstore")
-    redis = RedisServer(directory, free_port())
-    redis.start()
-    s3.add_users(redis.url, str(directory / "ca"))
-    # URLs are tampered with here, which would lock the access key
-    server = s3.start(redis.url, directory, "--lockout_attempts=0")
-    yield server
-    s3.stop(server)
-    redis.kill()
+    with s3.own_stores(directory) as redis:
+        # URLs are tampered with here, which would lock the access key
+        server = s3.start(redis.url, directory, "--lockout_attempts=0")
+        yield server
+        s3.stop(server)
     log = server.log.read_text(errors="replace")
     assert "Traceback" not in log and " 500 " not in log
 
@@ -73,6 +69,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def client(request: pytest.FixtureRequest, make_client: Callable[[str], Client]) -> Client:
     """The client under test."""
     return make_client(request.param)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that fails shows the end of the object store's log."""
+    report = yield
+    server = getattr(item, "funcargs", {}).get("object_store")
+    if report.failed and server is not None:
+        lines = server.log.read_text(errors="replace").splitlines()
+        report.sections.append(("the end of the object store's log", "\n".join(lines[-40:])))
+    return report
 
 
 @pytest.fixture(scope="session")
