@@ -340,10 +340,13 @@ class Store:
         found = await self.get_many(cls, [id])
         return found[0] if found else None
 
-    async def get_many(self, cls: type[R], ids: Iterable[str]) -> list[R]:
-        """Records in the order of their ids, in one round trip; those that do not exist are left out."""
+    async def get_many(self, cls: type[R], ids: Iterable[str], at_once: bool = False) -> list[R]:
+        """Records in the order of their ids, in one round trip; those that do not exist are left out.
+
+        :param at_once: they are as they were at one moment, for records that move from one id to another
+        """
         schema = _schemas[cls]
-        pipeline = self.redis.pipeline(transaction=False)
+        pipeline = self.redis.pipeline(transaction=at_once)
         for id in ids:
             pipeline.hgetall(schema.key(id))
         if not len(pipeline):

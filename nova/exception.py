@@ -5,6 +5,7 @@ the answer that the clients know.  The codes and statuses are those of the EC2 A
 the S3 API reference ("Error responses").  The classes at the end never leave the daemons.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -22,9 +23,10 @@ class NovaError(Exception):
 
 
 class ClientError(NovaError):
-    """The client's fault."""
+    """The client's fault.  `headers` are those of the answer that tell more."""
 
     status = 400
+    headers: Mapping[str, str] = {}
     code = "InvalidRequest"
     message = "The request is invalid."
 

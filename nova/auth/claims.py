@@ -98,9 +98,9 @@ class SignedRequest:
 class Claim(NamedTuple):
     """What a request says about who signed it, unverified.
 
-    `scheme` is v2-query, v4-header, v4-query, v2-s3-header or v2-s3-query; `face` is ec2 or s3.  `date` is when the
-    request was signed and `expires` until when it may be used (one of them may be None).  `payload` is S3's
-    x-amz-content-sha256: a hex SHA-256, UNSIGNED-PAYLOAD or one of STREAMING.  `scope` is
+    `scheme` is v2-query, v4-header, v4-query, v2-s3-header, v2-s3-query, v4-form or v2-s3-form; `face` is ec2 or s3.
+    `date` is when the request was signed and `expires` until when it may be used (one of them may be None).  `payload`
+    is S3's x-amz-content-sha256: a hex SHA-256, UNSIGNED-PAYLOAD or one of STREAMING.  `scope` is
     date/region/service/aws4_request.
     """
 
@@ -180,6 +180,43 @@ def read_s3(request: SignedRequest, bucket: str | None = None) -> Claim | None:
     if v4_query:
         return _read_v4_query(request, query, "s3")
     return _read_v2_s3_query(request, query, bucket) if v2_query else None
+
+
+def read_s3_form(request: SignedRequest, fields: dict[str, str], expiration: datetime) -> Claim | None:
+    """Who signed the policy of a form that is posted to S3 (API reference, "Authenticating requests in browser-based
+    uploads").
+
+    :param fields: by name in lower case
+    :param expiration: until when the policy says that it holds
+    :returns: None if it is not signed at all
+    :raises S3Error: InvalidArgument or AccessDenied if it is signed by halves
+    """
+    signed_v4 = any(name in fields for name in ("x-amz-signature", "x-amz-algorithm", "x-amz-credential"))
+    signed_v2 = any(name in fields for name in ("signature", "awsaccesskeyid"))
+    if not signed_v4 and not signed_v2:
+        return None
+    if signed_v4 and signed_v2:
+        raise InvalidArgument(reason="Only one auth mechanism allowed; only the x-amz-signature field or the signature "
+                                     "field should be specified")
+    needed = ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature", "policy") if signed_v4 else (
+        "AWSAccessKeyId", "signature", "policy")
+    for name in needed:
+        if not fields.get(name.lower()):
+            raise InvalidArgument(reason=f"Bucket POST must contain a field named '{name}'.  If it is specified, "
+                                         "please check the order of the fields.")
+    params = (("policy", fields["policy"]),)
+    if signed_v2:
+        key, project = split_access_key(fields["awsaccesskeyid"])
+        return Claim(key, project, "v2-s3-form", "s3", request, fields["signature"], digest="sha1", params=params,
+                     expires=expiration, payload=UNSIGNED_PAYLOAD)
+    if fields["x-amz-algorithm"] != _V4:
+        raise InvalidArgument(reason=f"x-amz-algorithm only supports \"{_V4}\"")
+    date = _parse_basic_date(fields["x-amz-date"])
+    if date is None:
+        raise InvalidArgument(reason="x-amz-date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
+    key, project, scope = _split_credential(fields["x-amz-credential"], _basic_text(date)[:8], InvalidArgument)
+    return Claim(key, project, "v4-form", "s3", request, fields["x-amz-signature"], date=date, expires=expiration,
+                 scope=scope, params=params, payload=UNSIGNED_PAYLOAD)
 
 
 def split_access_key(text: str) -> tuple[str, str | None]:

@@ -120,6 +120,14 @@ TABLE: Mapping[str, Rule] = {
     "GetBucketLocation": _described(S3),
     "GetBucketAcl": _described(S3),
     "GetBucketConfiguration": _described(S3),
+    "GetBucketCors": _described(S3),
+    "GetBucketLifecycleConfiguration": _described(S3),
+    "GetBucketTagging": _described(S3),
+    "GetBucketVersioning": _described(S3),
+    "GetBucketOwnershipControls": _described(S3),
+    "GetBucketPolicy": _described(S3),
+    "GetBucketPolicyStatus": _described(S3),
+    "GetPublicAccessBlock": _described(S3),
     "ListObjects": _described(S3),
     "ListObjectsV2": _described(S3),
     "ListObjectVersions": _described(S3),
@@ -127,8 +135,22 @@ TABLE: Mapping[str, Rule] = {
     "DeleteBucket": _OWN_BUCKET,
     "DeleteBucketConfiguration": _OWN_BUCKET,
     "PutBucketAcl": _OWN_BUCKET,
+    "PutBucketCors": _OWN_BUCKET,
+    "DeleteBucketCors": _OWN_BUCKET,
+    "PutBucketLifecycleConfiguration": _OWN_BUCKET,
+    "DeleteBucketLifecycle": _OWN_BUCKET,
+    "PutBucketTagging": _OWN_BUCKET,
+    "DeleteBucketTagging": _OWN_BUCKET,
+    "PutBucketVersioning": _OWN_BUCKET,
+    "PutBucketOwnershipControls": _OWN_BUCKET,
+    "DeleteBucketOwnershipControls": _OWN_BUCKET,
+    "PutBucketPolicy": _OWN_BUCKET,
+    "DeleteBucketPolicy": _OWN_BUCKET,
+    "PutPublicAccessBlock": _OWN_BUCKET,
+    "DeletePublicAccessBlock": _OWN_BUCKET,
     "GetObject": _IN_BUCKET,
     "GetObjectAcl": _IN_BUCKET,
+    "GetObjectAttributes": _IN_BUCKET,
     "GetObjectTagging": _IN_BUCKET,
     "ListParts": _IN_BUCKET,
     "PutObject": _OWN_BUCKET,
@@ -136,6 +158,7 @@ TABLE: Mapping[str, Rule] = {
     "PutObjectAcl": _OWN_BUCKET,
     "DeleteObject": _OWN_BUCKET,
     "DeleteObjects": _OWN_BUCKET,
+    "PutObjectTagging": _OWN_BUCKET,
     "DeleteObjectTagging": _OWN_BUCKET,
     "CreateMultipartUpload": _OWN_BUCKET,
     "UploadPart": _OWN_BUCKET,
@@ -241,8 +264,9 @@ and on who owns what the request is about: the user, another user of the project
 another project looks as if it did not exist (a bucket, whose name is everybody's, answers ``AccessDenied``); what
 belongs to another user of the project answers ``UnauthorizedOperation`` or, in S3, ``AccessDenied``.
 
-An action that is not in these tables cannot be called.  Objects belong to whom their bucket belongs.  Public images,
-kernels and ramdisks are seen and used by everybody.
+An action that is not in these tables cannot be called.  Objects belong to whom their bucket belongs; bucket policies
+and access control lists let others in, and policies may refuse what the table allows (:doc:`objectstore-access`).
+Public images, kernels and ramdisks are seen and used by everybody.
 """
 _LOCAL = (SYSADMIN, NETADMIN, PROJECTMANAGER)
 

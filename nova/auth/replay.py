@@ -3,7 +3,7 @@
 A signed request is otherwise good for as long as clocks may differ, or as it says itself; who reads it on the wire can
 send it again.  The digest of each signature that was accepted is kept in Redis until the request has expired.  What
 only reads, and what has a ClientToken (which makes the action itself happen once), may come any number of times; so may
-presigned URLs of S3, which are made to be handed on.
+presigned URLs and signed forms of S3, which are made to be handed on.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from nova import exception
 from nova.auth.claims import Claim
-from nova.auth.signer import MAX_SKEW
+from nova.auth.signer import FORMS, MAX_SKEW
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_boolean
 
@@ -38,8 +38,8 @@ def is_repeatable_action(action: str, takes_token: bool, params: list[tuple[str,
 
 
 def is_repeatable_s3(claim: Claim) -> bool:
-    """Whether an S3 request may come any number of times: it reads, or is a presigned URL."""
-    return claim.request.method in _READING_METHODS or claim.scheme in ("v4-query", "v2-s3-query")
+    """Whether an S3 request may come any number of times: it reads, or is a presigned URL or form."""
+    return claim.request.method in _READING_METHODS or claim.scheme in ("v4-query", "v2-s3-query", *FORMS)
 
 
 class Replays:

@@ -36,6 +36,7 @@ from nova.auth.claims import (
     SignedRequest,
     read_ec2,
     read_s3,
+    read_s3_form,
     split_access_key,
 )
 
@@ -43,11 +44,13 @@ __all__ = [
     "EMPTY_SHA256", "STREAMING", "STREAMING_SIGNED", "STREAMING_SIGNED_TRAILER", "STREAMING_UNSIGNED_TRAILER",
     "UNSIGNED_PAYLOAD", "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError",
     "ChunkVerifier", "Claim", "InvalidArgument", "MissingSecurityHeader", "RequestTimeTooSkewed", "SignedRequest",
-    "read_ec2", "read_s3", "signing_key", "split_access_key", "verify",
+    "read_ec2", "read_s3", "read_s3_form", "signing_key", "split_access_key", "verify",
 ]
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_SKEW = timedelta(minutes=15)
+#: how the policies of forms are signed
+FORMS = ("v4-form", "v2-s3-form")
 #: a path that is its own canonical form
 _PLAIN_PATH = re.compile(rb"[A-Za-z0-9/_.~-]*")
 #: query parameters that belong to the resource of a version 2 S3 signature
@@ -74,8 +77,11 @@ def verify(claim: Claim, secret: str, payload_sha256: str, now: datetime, max_sk
     if claim.scheme in ("v4-header", "v4-query"):
         key = signing_key(secret, claim.scope)
         expected = [_hmac_sha256(key, text).hex() for text in _strings_to_sign_v4(claim, payload_sha256)]
+    elif claim.scheme == "v4-form":
+        expected = [_hmac_sha256(signing_key(secret, claim.scope), text).hex() for text in _policy(claim)]
     else:
-        texts = _strings_to_sign_v2(claim) if claim.face == "ec2" else _strings_to_sign_v2_s3(claim)
+        texts = (_strings_to_sign_v2(claim) if claim.face == "ec2" else
+                 _policy(claim) if claim.scheme == "v2-s3-form" else _strings_to_sign_v2_s3(claim))
         expected = [base64.b64encode(hmac.digest(secret.encode(), text, claim.digest)).decode() for text in texts]
     received = claim.signature.encode("utf-8", "surrogateescape")
     if not any([hmac.compare_digest(text.encode(), received) for text in expected]):
@@ -90,9 +96,16 @@ def _check_time(claim: Claim, now: datetime, max_skew: timedelta) -> None:
         return
     if claim.face == "ec2":
         raise exception.RequestExpired()
+    if claim.scheme in FORMS and late:
+        raise AccessDenied("Invalid according to Policy: Policy expired.")
     if presigned:
         raise AccessDenied("Request has expired" if late else "Request is not valid yet")
     raise RequestTimeTooSkewed()
+
+
+def _policy(claim: Claim) -> Iterator[bytes]:
+    """What is signed of a form: its policy, as it was sent."""
+    yield dict(claim.params)["policy"].encode()
 
 
 # -- version 4 --------------------------------------------------------------------------------------------------------
@@ -233,7 +246,10 @@ def _strings_to_sign_v2_s3(claim: Claim) -> Iterator[bytes]:
                          for name in ("Content-MD5", "Content-Type"))
     head = _wire_bytes(f"{request.method}\n{md5}\n{content_type}\n{date}\n")
     bucket = f"/{claim.bucket}".encode() if claim.bucket else b""
-    for path, resource in product(_paths(request.path), _sub_resources_v2(request.query)):
+    paths = _paths(request.path)
+    if not claim.bucket and request.path.count("/") == 1 and len(request.path) > 1:
+        paths += [path + b"/" for path in paths]  # boto3 signs /bucket/ and sends /bucket
+    for path, resource in product(paths, _sub_resources_v2(request.query)):
         yield head + headers + bucket + path + resource
 
 

@@ -14,6 +14,8 @@ from nova.image import bundle
 from nova.image.manager import MANIFEST_SUFFIX
 from nova.image.models import ID_PREFIXES, Image, ImageName
 from nova.objectstore import objects
+from nova.objectstore.access import decision, values
+from nova.objectstore.models import Bucket, Object
 from nova.process import in_thread, wait
 from nova.rpc import Bus
 
@@ -119,7 +121,17 @@ class Images(Controller):
         if source is None:
             raise missing
         rbac.check(context, "GetObject", source.user_id, source.project_id, missing)
+        await self._check_not_denied(context, source, missing)
         return source
+
+    async def _check_not_denied(self, context: Context, source: Object, missing: exception.NovaError) -> None:
+        """Refuse what the policy of the object's bucket keeps the caller from reading."""
+        bucket = await self.store.get(Bucket, source.bucket)
+        if bucket is None:
+            raise missing
+        known = values.of_caller(context, context.remote_address, time.time())
+        if not decision.decide(decision.Question(context, "GetObject", bucket, source.key, known), source):
+            raise exception.UnauthorizedOperation()
 
     async def _host(self) -> str:
         hosts = await service.hosts(self.store, "objectstore")

@@ -121,10 +121,8 @@ class Scrubber:
                                           await multipart.get(self.store, bucket, key, id))
                 except errors.NoSuchUpload:
                     continue  # over meanwhile
-            while keys := await self.store.attempt(self.store.redis.zrange(bucket.keys_key, 0, _BATCH - 1)):
-                for key in keys:
-                    await objects.delete(self.store, files, bucket, key.decode())
             try:
+                await objects.remove_all(self.store, files, bucket)
                 return await buckets.delete(self.store, bucket)
             except errors.BucketNotEmpty:
                 if attempt == _TRIES - 1:

@@ -23,11 +23,13 @@ from nova.compute.models import holdings as compute_holdings
 from nova.datastore import PREFIX, Pool, Record, Store
 from nova.image.models import Image
 from nova.network.models import ALLOTMENTS, Network
+from nova.objectstore import versions
 from nova.objectstore.holdings import holdings as object_holdings
 from nova.objectstore.models import Bucket, Object, object_id
 
 Repair = Callable[[], Awaitable[object]]
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 #: seconds between the two looks
 PAUSE = 1.0
@@ -36,15 +38,28 @@ _BATCH = 1000
 HOLDINGS = (compute_holdings, object_holdings)
 
 #: brings one set's entry of a record in line: ARGV is the record's key, the field that the set is an index of or '' for
-#: the set of all, its value, the set's key, the entry.  A sorted set only loses entries
+#: the set of all, its value, the set's key, the entry
 _REPAIR_ENTRY = """
 local there
 if ARGV[2] == '' then there = redis.call('EXISTS', ARGV[1]) == 1
 else there = redis.call('HGET', ARGV[1], ARGV[2]) == ARGV[3] end
-if redis.call('TYPE', ARGV[4]).ok == 'zset' then
-  if not there then redis.call('ZREM', ARGV[4], ARGV[5]) end
-elseif there then redis.call('SADD', ARGV[4], ARGV[5])
+if there then redis.call('SADD', ARGV[4], ARGV[5])
 else redis.call('SREM', ARGV[4], ARGV[5]) end
+return 1
+"""
+
+#: removes a member of a bucket's index for which there is no version: ARGV is the key of the current version's record,
+#: of the record that the version has as an older one, the version's id as clients have it ('' for whatever is live and
+#: current), the index, the member
+_REPAIR_LISTING = """
+local current = redis.call('EXISTS', ARGV[1]) == 1
+local marker = redis.call('HGET', ARGV[1], 'is_marker') == '1'
+local id = redis.call('HGET', ARGV[1], 'version_id')
+if not id or id == '' then id = 'null' end
+local there
+if ARGV[3] == '' then there = current and not marker
+else there = redis.call('EXISTS', ARGV[2]) == 1 or marker and id == ARGV[3] end
+if not there then redis.call('ZREM', ARGV[4], ARGV[5]) end
 return 1
 """
 
@@ -178,30 +193,52 @@ async def _values(store: Store, kind: datastore.Kind, ids: list[str]) -> dict[st
     return rows
 
 
-def _batches(items: list[str]) -> Iterator[list[str]]:
+def _batches(items: list[T]) -> Iterator[list[T]]:
     for start in range(0, len(items), _BATCH):
         yield items[start:start + _BATCH]
 
 
 async def _buckets(store: Store, buckets: list[Bucket]) -> AsyncIterator[Difference]:
-    prefix = next(kind.prefix for kind in datastore.kinds() if kind.cls is Object)
     for bucket in buckets:
-        members = await store.attempt(store.redis.zrange(bucket.keys_key, 0, -1))
-        for start in range(0, len(members), _BATCH):
-            batch = [(member, prefix + object_id(bucket.id, member.decode()))
-                     for member in members[start:start + _BATCH]]
-            pipeline = store.redis.pipeline(transaction=False)
-            for _, key in batch:
-                pipeline.exists(key)
-            for (member, key), exists in zip(batch, await store.attempt(pipeline.execute()), strict=True):
-                if not exists:
-                    yield Difference("bucket", f"{bucket.id}/{member.decode()}",
-                                     "it is listed, and there is no such object", _unlist(store, key, bucket, member))
+        for index in (bucket.keys_key, bucket.versions_key):
+            members = await store.attempt(store.redis.zrange(index, 0, -1))
+            for batch in _batches(members):
+                wanted = [(member, *_listed(bucket, index, member)) for member in batch]
+                ids = {id for _, key, version in wanted for id in _places(bucket, key, version)}
+                there = {}
+                for record in await store.get_many(Object, ids, at_once=True):
+                    there[record.id] = (versions.shown(record), record.is_marker)
+                for member, key, version in wanted:
+                    if not _is_listed_rightly(bucket, there, key, version):
+                        yield Difference(
+                            "bucket", f"{bucket.id}/{key}", "it is listed, and there is no such object" if not version
+                            else f"its version {version} is listed, and there is none",
+                            _unlist(store, bucket, index, member, key, version))
 
 
-def _unlist(store: Store, key: str, bucket: Bucket, member: bytes) -> Repair:
-    arguments = [key.encode(), b"", b"", bucket.keys_key.encode(), member]
-    return lambda: store.script(_REPAIR_ENTRY, arguments)
+def _listed(bucket: Bucket, index: str, member: bytes) -> tuple[str, str]:
+    """Key and version that a member of an index stands for; the version is '' for the live current one."""
+    return versions.read_member(member) if index == bucket.versions_key else (member.decode(), "")
+
+
+def _places(bucket: Bucket, key: str, version: str) -> list[str]:
+    """The ids of the records that the version may have."""
+    id = object_id(bucket.id, key)
+    return [id, versions.record_id(id, version)] if version else [id]
+
+
+def _is_listed_rightly(bucket: Bucket, there: dict[str, tuple[str, bool]], key: str, version: str) -> bool:
+    id = object_id(bucket.id, key)
+    if not version:
+        return id in there and not there[id][1]
+    return versions.record_id(id, version) in there or there.get(id) == (version, True)
+
+
+def _unlist(store: Store, bucket: Bucket, index: str, member: bytes, key: str, version: str) -> Repair:
+    prefix = next(kind.prefix for kind in datastore.kinds() if kind.cls is Object)
+    places = [prefix + id for id in _places(bucket, key, version)]
+    arguments = [text.encode() for text in (places[0], places[-1], version, index)]
+    return lambda: store.script(_REPAIR_LISTING, [*arguments, member])
 
 
 # -- pools and claims -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Bucket names are shared by all projects; a bucket belongs to one, and to the use
 
 import re
 import time
+from typing import Any
 
 from nova import exception
 from nova.datastore import Store
@@ -13,26 +14,35 @@ from nova.objectstore.models import Bucket
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
+#: what S3 keeps for itself, in every region
+_RESERVED_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
+_RESERVED_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
+_BAD_DOTS = ("..", ".-", "-.")
 
 
 def check_name(name: str) -> None:
-    """A bucket's name: 3 to 63 letters, digits, dots, hyphens and underscores, and no IP address.
+    """A bucket's name: 3 to 63 letters, digits, dots, hyphens and underscores, no IP address, nothing reserved.
 
-    S3 has allowed capitals and underscores only in its first region, but clients of that time still use them.
+    S3 has allowed capitals and underscores only in its first region, but clients of that time still use them; such
+    a bucket has no host name of its own.
 
     :raises InvalidBucketName:
     """
-    if not _NAME.fullmatch(name) or ".." in name or _ADDRESS.fullmatch(name):
+    if not _NAME.fullmatch(name) or _ADDRESS.fullmatch(name) or any(dots in name for dots in _BAD_DOTS) or (
+            name.startswith(_RESERVED_PREFIXES) or name.endswith(_RESERVED_SUFFIXES)):
         raise errors.InvalidBucketName()
 
 
-async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "") -> Bucket:
+async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "",
+                 configuration: dict[str, Any] | None = None) -> Bucket:
     """Make a bucket.
 
+    :param configuration: what it has from the beginning
     :raises InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists:
     """
     check_name(name)
-    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location)
+    bucket = Bucket(name, project_id=project_id, user_id=user_id, created=time.time(), location=location,
+                    configuration=configuration or {})
     while True:
         try:
             return await store.create(bucket)
@@ -55,22 +65,70 @@ async def get(store: Store, name: str) -> Bucket:
 
 
 async def is_empty(store: Store, bucket: Bucket) -> bool:
-    """Whether there is no object in it."""
-    return not await store.attempt(store.redis.zcard(bucket.keys_key))
+    """Whether there is no version of an object in it."""
+    return not await store.attempt(store.redis.exists(bucket.keys_key, bucket.versions_key))
+
+
+async def again(store: Store, bucket: Bucket) -> Bucket:
+    """A bucket as it is now; :raises NoSuchBucket: it was removed, and what has its name now is another one"""
+    found = await get(store, bucket.id)
+    if found.created != bucket.created:
+        raise errors.NoSuchBucket()
+    return found
+
+
+async def set_versioning(store: Store, bucket: Bucket, status: str) -> None:
+    """Enable or suspend the versioning of its objects; :raises NoSuchBucket: somebody removed the bucket"""
+    while True:
+        found = await again(store, bucket)
+        try:
+            await store.update(found, versioning=status)
+            return
+        except (exception.Conflict, exception.NotFound):
+            continue
+
+
+async def configure(store: Store, bucket: Bucket, name: str, value: Any) -> None:
+    """Set one of the sub-resources that a bucket's `configuration` has.
+
+    :param value: what JSON has; None removes it
+    :raises NoSuchBucket: somebody removed the bucket
+    """
+    def change(found: Bucket) -> dict[str, Any] | None:
+        if found.created != bucket.created:
+            raise errors.NoSuchBucket()  # this is another one of the same name
+        new = {key: old for key, old in found.configuration.items() if key != name}
+        if value is not None:
+            new[name] = value
+        return {"configuration": new} if new != found.configuration else None
+    try:
+        await store.modify(Bucket, bucket.id, change)
+    except exception.NotFound:
+        raise errors.NoSuchBucket() from None
 
 
 async def delete(store: Store, bucket: Bucket) -> None:
-    """Remove a bucket that has neither objects nor uploads.
+    """Remove a bucket that has neither versions of objects nor uploads.
 
-    :raises BucketNotEmpty:
+    :raises BucketNotEmpty, NoSuchBucket:
     """
+    while not await _delete(store, bucket):
+        bucket = await again(store, bucket)
+
+
+async def _delete(store: Store, bucket: Bucket) -> bool:
+    """Remove it; whether it was still as `bucket` says."""
     tx = store.transaction()
     tx.delete(bucket)
     tx.require_empty(bucket.keys_key)
+    tx.require_empty(bucket.versions_key)
     tx.require_empty(bucket.uploads_key)
     try:
         await tx.commit()
     except exception.NotFound:
         raise errors.NoSuchBucket() from None
-    except exception.Conflict:
+    except exception.Conflict as error:
+        if error.values.get("kind") == "bucket":
+            return False
         raise errors.BucketNotEmpty() from None
+    return True

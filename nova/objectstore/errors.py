@@ -11,20 +11,38 @@ from nova.auth.signer import (
 from nova.exception import MalformedXML, MissingRequestBody, NoSuchBucket, NoSuchKey, S3Error
 
 __all__ = [
-    "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
-    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
-    "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketName",
-    "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI",
-    "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed",
-    "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey",
-    "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed",
-    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch",
+    "AccessControlListNotSupported", "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError", "BadDigest", "BadRequest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou",
+    "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall", "IllegalVersioningConfiguration", "IncompleteBody",
+    "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketAclWithObjectOwnership",
+    "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidPolicyDocument", "InvalidRange",
+    "InvalidRequest", "InvalidTag", "InvalidURI", "KeyIsDeleted", "KeyTooLong", "MalformedACL", "MalformedPOSTRequest",
+    "MalformedPolicy", "MalformedTrailer", "MalformedXML", "MaxPostPreDataLengthExceeded", "MetadataTooLarge",
+    "MethodNotAllowed", "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket",
+    "NoSuchKey", "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet",
+    "PreconditionFailed", "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "UnresolvableGrantByEmailAddress",
+    "VersionIsMarker", "XAmzContentSHA256Mismatch",
 ]
+
+
+class AccessControlListNotSupported(S3Error):
+    code = "AccessControlListNotSupported"
+    message = "The bucket does not allow ACLs"
+
+
+class AccessForbidden(S3Error):
+    code, status = "AccessForbidden", 403
+    message = "CORSResponse: {reason}"
 
 
 class BadDigest(S3Error):
     code = "BadDigest"
     message = "The {name} you specified did not match the calculated checksum."
+
+
+class BadRequest(S3Error):
+    code = "BadRequest"
+    message = "{reason}"
 
 
 class BucketAlreadyExists(S3Error):
@@ -73,6 +91,11 @@ class InvalidBucketName(S3Error):
     message = "The specified bucket is not valid."
 
 
+class InvalidBucketAclWithObjectOwnership(S3Error):
+    code = "InvalidBucketAclWithObjectOwnership"
+    message = "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting"
+
+
 class InvalidDigest(S3Error):
     code = "InvalidDigest"
     message = "The {name} you specified is not valid."
@@ -89,6 +112,11 @@ class InvalidPartOrder(S3Error):
     message = "The list of parts was not in ascending order. Parts must be ordered by part number."
 
 
+class InvalidPolicyDocument(S3Error):
+    code = "InvalidPolicyDocument"
+    message = "Invalid Policy: {reason}"
+
+
 class InvalidRange(S3Error):
     code, status = "InvalidRange", 416
     message = "The requested range is not satisfiable"
@@ -96,6 +124,11 @@ class InvalidRange(S3Error):
 
 class InvalidRequest(S3Error):
     code = "InvalidRequest"
+    message = "{reason}"
+
+
+class InvalidTag(S3Error):
+    code = "InvalidTag"
     message = "{reason}"
 
 
@@ -109,9 +142,31 @@ class KeyTooLong(S3Error):
     message = "Your key is too long"
 
 
+class MalformedACL(S3Error):
+    code = "MalformedACLError"
+    message = "The XML you provided was not well-formed or did not validate against our published schema"
+
+
+class MalformedPolicy(S3Error):
+    """The message says what is wrong with it."""
+
+    code = "MalformedPolicy"
+    message = "This policy contains invalid Json"
+
+
+class MalformedPOSTRequest(S3Error):
+    code = "MalformedPOSTRequest"
+    message = "The body of your POST request is not well-formed multipart/form-data."
+
+
 class MalformedTrailer(S3Error):
     code = "MalformedTrailerError"
     message = "The request contained trailing data that was not well-formed or did not conform to our published schema."
+
+
+class MaxPostPreDataLengthExceeded(S3Error):
+    code = "MaxPostPreDataLengthExceededError"
+    message = "Your POST request fields preceding the upload file were too large."
 
 
 class MetadataTooLarge(S3Error):
@@ -138,6 +193,31 @@ class NoSuchUpload(S3Error):
 class NoSuchVersion(S3Error):
     code, status = "NoSuchVersion", 404
     message = "The specified version does not exist."
+
+
+class KeyIsDeleted(NoSuchKey):
+    """The current version is a delete marker; :param version: its id"""
+
+    def __init__(self, version: str):
+        super().__init__()
+        self.headers = {"x-amz-delete-marker": "true", "x-amz-version-id": version}
+
+
+class VersionIsMarker(MethodNotAllowed):
+    """The version that was asked for is a delete marker, of which nothing can be read.
+
+    :param modified: when it was made, as headers have times
+    """
+
+    def __init__(self, version: str, modified: str):
+        super().__init__()
+        self.headers = {"x-amz-delete-marker": "true", "x-amz-version-id": version, "Last-Modified": modified,
+                        "Allow": "DELETE"}
+
+
+class IllegalVersioningConfiguration(S3Error):
+    code = "IllegalVersioningConfigurationException"
+    message = "The Versioning element must be specified"
 
 
 class NotImplementedYet(S3Error):
@@ -170,6 +250,11 @@ class PreconditionFailed(S3Error):
 class ServiceUnavailable(S3Error):
     code, status = "ServiceUnavailable", 503
     message = "Service is unable to handle request."
+
+
+class UnresolvableGrantByEmailAddress(S3Error):
+    code = "UnresolvableGrantByEmailAddress"
+    message = "The e-mail address you provided does not match any account on record."
 
 
 class XAmzContentSHA256Mismatch(S3Error):

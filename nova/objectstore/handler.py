@@ -24,10 +24,13 @@ from nova.auth.gate import Gate
 from nova.context import new_request_id, request_id_var
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_string
-from nova.objectstore import body, errors, operations, request
-from nova.objectstore.body import Receiver
+from nova.objectstore import body, cors, errors, operations, request
+from nova.objectstore.body import MAX_UPLOAD, Receiver
 from nova.objectstore.files import Files
-from nova.objectstore.operations.base import Call, Identity, Operation, Response
+from nova.objectstore.forms import boundary_of
+from nova.objectstore.models import Bucket
+from nova.objectstore.operations import form
+from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -72,6 +75,12 @@ def _host_id() -> str:
     return base64.b64encode(hashlib.sha256(FLAGS.host.encode()).digest()).decode()
 
 
+def _anonymous(request: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
+    """Who did not sign; what the request says of its payload is checked all the same."""
+    payload = request.header("X-Amz-Content-Sha256") or ""
+    return signer.Claim("", None, "anonymous", "s3", request, "", payload=payload), Anonymous()
+
+
 def _as_s3_error(error: Exception) -> errors.S3Error:
     """What the client is told; what it is not told is logged."""
     if isinstance(error, errors.S3Error | exception.SignatureDoesNotMatch):
@@ -96,9 +105,11 @@ class S3Handler(web.RequestHandler):
         self._store, self._files, self._auth, self._running, self._gate = store, files, auth, running, gate
         running.add(self)
         self._operation: Operation | None = None
-        self._receiver: Receiver | None = None
+        self._receiver: Receiver | form.FormReceiver | None = None
         self._failure: errors.S3Error | None = None
         self._thrown_away = 0
+        self._cors: dict[str, str] = {}
+        self._preflight: Response | None = None
 
     def set_default_headers(self) -> None:
         if not hasattr(self, "request_id"):
@@ -125,32 +136,70 @@ class S3Handler(web.RequestHandler):
         length: int | None = None
         try:
             length = body.content_length(self.request.headers)
+            await self._see_origin()
             await self._prepare()
         except Exception as error:  # whatever it is becomes an answer
-            self._failure = _as_s3_error(error)
+            self._fail(error)
             if "Expect" in self.request.headers or (length or 0) > _HEAR_OUT:
                 await self._answer_failure(hang_up=True)
 
     async def _prepare(self) -> None:
+        if self._preflight:
+            return
         method, headers = self.request.method or "", self.request.headers
         target = request.read(self.request.uri or "", self.request.host, FLAGS.s3_domain)
         signed = signer.SignedRequest(method, target.path, target.query, tuple(headers.get_all()))
-        claim, identity = await self._authenticate(signed, target.bucket if target.virtual else None)
-        kind = operations.find(method, target, "x-amz-copy-source" in headers)
+        claimed = signer.read_s3(signed, target.bucket if target.virtual else None)
         url = f"{self.request.protocol}://{self.request.host}"
+        if form.is_form(method, target):
+            if claimed is not None:
+                raise errors.InvalidArgument(reason="Only one auth mechanism allowed; a form is signed in its fields")
+            begin = functools.partial(self._begin_form, signed, target, url)
+            self._receiver = form.FormReceiver(boundary_of(headers.get("Content-Type", "")), begin)
+            self.request.connection.set_max_body_size(MAX_UPLOAD + form.ENVELOPE)  # type: ignore[union-attr]
+            return
+        claim, identity = await self._identify(claimed, signed)
+        kind = operations.find(method, target, "x-amz-copy-source" in headers)
         expected = body.expect(headers, claim, identity.secret, kind.max_body)
-        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length)
+        if not kind.sums_of_body:
+            expected.checksums = {}
+        call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length,
+                    self.request.remote_ip or "")
         self._operation = kind(call)
         place = await self._operation.prepare()
         expected.wanted = self._operation.wanted_checksums
         self._receiver = Receiver(expected, place, self._files.pool, kind.max_body)
         self.request.connection.set_max_body_size(kind.max_body * 2)  # type: ignore[union-attr]
 
-    async def _authenticate(self, signed: signer.SignedRequest,
-                            bucket: str | None) -> tuple[signer.Claim, Identity]:
-        claim = signer.read_s3(signed, bucket)
-        if claim is None:
-            raise errors.AccessDenied()
+    async def _see_origin(self) -> None:
+        """Find out what a browser is told that asks for a page of another origin, or wants to know if it may."""
+        headers, method = self.request.headers, self.request.method or ""
+        if method != "OPTIONS" and not headers.get("Origin"):
+            return
+        target = request.read(self.request.uri or "", self.request.host, FLAGS.s3_domain)
+        bucket = await self._store.get(Bucket, target.bucket) if target.bucket else None
+        rules = None if bucket is None else bucket.configuration.get("cors") or {}
+        if method == "OPTIONS":
+            self._preflight = Response(headers=cors.preflight(rules, headers))
+        else:
+            self._cors = cors.answer(rules or {}, headers["Origin"], method)
+
+    async def _begin_form(self, signed: signer.SignedRequest, target: request.Target, url: str,
+                          posted: form.Form) -> Receiver:
+        """The fields of a form are there: check them, and receive its file."""
+        policy = posted.policy()
+        claim, identity = await self._identify(posted.claim(signed, policy), signed)
+        call = Call(self._store, self._files, identity, claim, "POST", target, self.request.headers, url,
+                    address=self.request.remote_ip or "")
+        self._operation = operation = form.PostObject(call, posted, policy)
+        return await operation.receiver()
+
+    async def _identify(self, claim: signer.Claim | None,
+                        signed: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
+        """Who asks; nobody in particular if the request claims nothing."""
+        return await self._authenticate(claim) if claim else _anonymous(signed)
+
+    async def _authenticate(self, claim: signer.Claim) -> tuple[signer.Claim, Identity]:
         try:
             identity = await self._auth.identity(claim.access_key, claim.project)
         except exception.AuthFailure:
@@ -162,6 +211,14 @@ class S3Handler(web.RequestHandler):
             raise errors.AccessDenied(error.message) from None
         return claim, identity
 
+    def _fail(self, error: Exception) -> None:
+        """What went wrong becomes the answer."""
+        found = _as_s3_error(error)
+        try:
+            self._failure = self._operation.shown(found) if self._operation else found
+        except exception.NovaError as second:
+            self._failure = _as_s3_error(second)
+
     async def data_received(self, chunk: bytes) -> None:
         request_id_var.set(self.request_id)
         if self._finished:
@@ -171,22 +228,29 @@ class S3Handler(web.RequestHandler):
                 await self._receiver.feed(chunk)
                 return
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._fail(error)
         self._thrown_away += len(chunk)
         if self._thrown_away > _HEAR_OUT:
             await self._answer_failure(hang_up=True)
 
     async def _serve(self) -> None:
-        if self._failure is None and self._receiver and self._operation:
+        if self._failure is None:
             try:
-                received = await self._receiver.finish()
-                response = await self._operation.run(received)
+                response = self._preflight or await self._respond()
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._fail(error)
             else:
                 await self._answer(response)
                 return
         await self._answer_failure()
+
+    async def _respond(self) -> Response:
+        if self._receiver is None:
+            raise errors.InternalError()
+        received = await self._receiver.finish()
+        if self._operation is None:
+            raise errors.InternalError()
+        return await self._operation.run(received)
 
     get = head = put = post = delete = options = patch = _serve  # type: ignore[assignment]
 
@@ -209,7 +273,7 @@ class S3Handler(web.RequestHandler):
 
     async def _answer(self, response: Response) -> None:
         self.set_status(response.status)
-        for name, value in response.headers.items():
+        for name, value in {**response.headers, **self._cors}.items():
             self.set_header(name, value)
         if isinstance(response.body, bytes):
             await self.finish(response.body if response.body and self.request.method != "HEAD" else None)
@@ -239,6 +303,8 @@ class S3Handler(web.RequestHandler):
         if hang_up:
             self.set_header("Connection", "close")
         self.set_status(error.status)
+        for name, value in {**error.headers, **self._cors}.items():
+            self.set_header(name, value)
         if error.status == 304 or self.request.method == "HEAD":
             await self.finish()
             return

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from nova import datastore
-from nova.objectstore import errors
+from nova.objectstore import errors, versions
 
 #: gives up to `count` members from `lower` to `upper`, both as ZRANGEBYLEX has them
 Fetch = Callable[[bytes, bytes, int], Awaitable[list[bytes]]]
@@ -33,6 +33,19 @@ def index(store: datastore.Store, key: str) -> Fetch:
     """The members of a sorted set in a Redis."""
     async def fetch(lower: bytes, upper: bytes, count: int) -> list[bytes]:
         return await store.attempt(store.redis.zrangebylex(key, lower, upper, start=0, num=count))
+    return fetch
+
+
+def with_versions(current: Fetch, older: Fetch) -> Fetch:
+    """All versions of all keys, as members of the second index.
+
+    :param current: reads a bucket's index of keys
+    :param older: reads a bucket's index of versions
+    """
+    async def fetch(lower: bytes, upper: bytes, count: int) -> list[bytes]:
+        keys = await current(versions.keys_bound(lower), versions.keys_bound(upper), count)
+        members = await older(lower, upper, count)
+        return sorted([*map(versions.live_member, keys), *members])[:count]
     return fetch
 
 
@@ -80,7 +93,7 @@ def _rolled(key: bytes, prefix: bytes, delimiter: bytes, tail: int) -> bytes:
 
 
 def _successor(prefix: bytes) -> bytes:
-    """The first string after all that begin with `prefix` (which is UTF-8, so that no byte is 0xff)."""
+    """The first string after all that begin with `prefix` (no byte of which is 0xff)."""
     return prefix[:-1] + bytes((prefix[-1] + 1,))
 
 

@@ -37,8 +37,13 @@ class Bucket(datastore.Record):
 
     @property
     def keys_key(self) -> str:
-        """The sorted set of its objects' keys."""
+        """The sorted set of the keys that have an object: whose current version is no delete marker."""
         return f"{datastore.PREFIX}bucket-keys:{self.id}"
+
+    @property
+    def versions_key(self) -> str:
+        """The sorted set of the versions that are not in `keys_key`, as :mod:`nova.objectstore.versions` names them."""
+        return f"{datastore.PREFIX}bucket-versions:{self.id}"
 
     @property
     def uploads_key(self) -> str:
@@ -49,14 +54,15 @@ class Bucket(datastore.Record):
 @datastore.record("object", listed=False)
 @dataclass(frozen=True)
 class Object(datastore.Record):
-    """An object.
+    """A version of an object, or a delete marker; the only one where versioning was never enabled.
 
     `file` is its file below :func:`objects_path`, which never changes.  `md5` and `sha256` are hex and of the whole
-    object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed ``x-amz-meta-``;
-    `checksums` are base64 by algorithm.  `part_sizes` are bytes, empty unless it was uploaded in parts (by
-    `upload_id`).  `user_id` and `project_id` are the bucket's: whose object storage it takes.  `tags` are values by
-    key, `acl` is empty where only the owner may do anything.  `version_id` is '' for the null version; `sequence`
-    orders the versions of a key, the newest highest; a delete marker (`is_marker`) has no bytes.
+    object, `etag` is what S3 calls it.  `headers` are the content headers, `metadata` what followed
+    ``x-amz-meta-``; `checksums` are base64 by algorithm.  `part_sizes` are bytes, empty unless it was uploaded in parts
+    (by `upload_id`); `part_checksums` are theirs, if they have any.  `user_id` and `project_id` are the bucket's: whose
+    object storage it takes.  `tags` are values by key, `acl` is empty where only the owner may do anything.
+    `version_id` is '' for the null version; `sequence` orders the versions of a key, the newest highest; a delete
+    marker (`is_marker`) has no bytes.
     """
 
     bucket: str
@@ -74,6 +80,7 @@ class Object(datastore.Record):
     checksums: dict = field(default_factory=dict)
     checksum_type: str = "FULL_OBJECT"
     part_sizes: list = field(default_factory=list)
+    part_checksums: list = field(default_factory=list)
     upload_id: str = ""
     user_id: str = ""
     tags: dict = field(default_factory=dict)
@@ -129,7 +136,7 @@ class Part(datastore.Record):
 
 
 def object_id(bucket: str, key: str) -> str:
-    """The id of an object's record.  A bucket's name has no slash, so no two objects share one."""
+    """The id of the record of a key's current version.  A bucket's name has no slash, so no two objects share one."""
     return hashlib.sha256(f"{bucket}/{key}".encode()).hexdigest()
 
 

@@ -162,7 +162,7 @@ async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, c
     except FileNotFoundError:
         raise errors.NoSuchUpload() from None
     with Undo(files, new.file):
-        await objects.put(store, files, bucket, new, check, end)
+        new = await objects.put(store, files, bucket, new, check, end)
     failpoint.hit("objectstore.complete.committed")
     await end.remove_files(files)
     return new
@@ -206,7 +206,14 @@ def _assemble(files: Files, upload: Upload, chosen: list[Part], given: dict[str,
                   sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
                   modified=time.time(), headers=upload.headers, metadata=upload.metadata,
                   storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
+                  part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags, acl=upload.acl,
                   checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id)
+
+
+def _part_checksums(algorithm: str, chosen: list[Part]) -> list[str]:
+    """The checksum of each part, if the upload has an algorithm and every part such a checksum."""
+    sums = [part.checksums[algorithm] for part in chosen if algorithm in part.checksums]
+    return sums if len(sums) == len(chosen) else []
 
 
 async def abort(store: Store, files: Files, bucket: Bucket, upload: Upload) -> None:

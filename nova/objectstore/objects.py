@@ -1,45 +1,95 @@
 """What can be done with objects, apart from HTTP.  Image ingestion reads objects through :func:`open_object`.
 
-An object is a record and a file.  The file is published first, then the record and the bucket's sorted set change in
-one transaction, then the file of the object that was replaced is removed.  The bytes of an object count among the
-limits of the bucket's user and project in the same transaction.
+A version of an object is a record and a file.  The file is published first, then the records of the key's versions and
+the bucket's sorted sets change in one transaction (:mod:`nova.objectstore.versions` decides how), then the files of
+versions that are gone are removed.  The bytes of each version count among the limits of the bucket's user and project
+in the same transaction, which holds only if neither the records nor the bucket have changed since they were read: a PUT
+that began before versioning was enabled does not replace what was there when it ends.
 """
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from email.utils import formatdate
+from typing import Any
 
 from nova import exception, failpoint, process
 from nova.auth import quota
 from nova.datastore import Store, Transaction
-from nova.objectstore import conditions, errors
+from nova.objectstore import buckets, conditions, errors, versions
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
+from nova.objectstore.versions import Change
 
 failpoint.declare("objectstore.put.published", "the object's file has its name, no record names it yet")
 failpoint.declare("objectstore.put.committed", "the object is there, the file of the one it replaced still exists")
 failpoint.declare("objectstore.delete.committed", "the object is gone, its file still exists")
+failpoint.declare("objectstore.mark.committed", "the delete marker is there, the file of what it replaced still exists")
 
-#: lets a change go ahead, or raises; gets what is there now
+#: lets a change go ahead, or raises; gets the object that is there now
 Check = Callable[[Object | None], None]
 #: adds to the transaction that puts an object what else it changes; tells how many bytes of its bucket that frees
 Also = Callable[[Transaction], Awaitable[int]]
+#: how many versions are looked at to find the newest that is still there
+_CANDIDATES = 10
+_BATCH = 500
 
 
-async def open_object(store: Store, bucket: str, key: str) -> Object:
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+async def open_object(store: Store, bucket: str, key: str, version: str | None = None) -> Object:
     """An object whose `path` can be read.
 
     The caller checks `project_id`.  The file may be removed as soon as somebody replaces the object: open or link it at
     once, and ask again if it is gone.
 
+    :param version: the id of one of its versions as clients have it; None for the current one
     :raises NoSuchBucket, NoSuchKey:
+    :raises NoSuchVersion: there is no version of this id
+    :raises InvalidArgument: no version has such an id
+    :raises VersionIsMarker: this version is a delete marker
     """
-    found = await store.get(Object, object_id(bucket, key))
+    found = await find(store, bucket, key, version)
     if found is None:
         if await store.get(Bucket, bucket) is None:
             raise errors.NoSuchBucket()
-        raise errors.NoSuchKey()
+        raise errors.NoSuchKey() if version is None else errors.NoSuchVersion()
+    if found.is_marker and version is None:
+        raise errors.KeyIsDeleted(versions.shown(found))
+    if found.is_marker:
+        raise errors.VersionIsMarker(version or "", formatdate(found.modified, usegmt=True))
     return found
 
+
+async def find(store: Store, bucket: str, key: str, version: str | None = None) -> Object | None:
+    """A version of an object, or a delete marker, if it is there; :raises InvalidArgument: no version has such an id"""
+    id = object_id(bucket, key)
+    if version is None:
+        return await store.get(Object, id)
+    versions.check_id(version)
+    # at once: it may be on its way from one record to the other
+    found = await store.get_many(Object, [id, versions.record_id(id, version)], at_once=True)
+    return next((record for record in found if versions.shown(record) == version), None)
+
+
+async def read_many(store: Store, bucket: Bucket, keys: list[bytes]) -> list[Object]:
+    """The objects that have these keys; those that have gone meanwhile are left out."""
+    found = await store.get_many(Object, [object_id(bucket.id, key.decode()) for key in keys])
+    return [record for record in found if not record.is_marker]
+
+
+async def older_versions(store: Store, bucket: Bucket, key: str, count: int) -> list[Object]:
+    """The newest `count` of a key's versions that are not the current one, the newest first."""
+    lower, upper = versions.of_key(key)
+    members = await store.attempt(store.redis.zrangebylex(bucket.versions_key, lower, upper, start=0, num=count + 1))
+    id = object_id(bucket.id, key)
+    found = await store.get_many(Object, [versions.record_id(id, versions.read_member(m)[1]) for m in members])
+    return found[:count]
+
+
+# -- changing ---------------------------------------------------------------------------------------------------------
 
 def write_check(headers: Mapping[str, str]) -> Check:
     """What If-Match and If-None-Match ask of the object that a PUT replaces."""
@@ -52,85 +102,185 @@ async def check_room(store: Store, bucket: Bucket, size: int) -> None:
 
 
 async def put(store: Store, files: Files, bucket: Bucket, new: Object, check: Check | None = None,
-              also: Also | None = None) -> None:
-    """Put an object whose file is published into its bucket, in place of what had its key.
+              also: Also | None = None) -> Object:
+    """Make an object whose file is published the current version of its key.
 
     :param check: raises if the object that is there must not be replaced
     :param also: ends the multipart upload that becomes this object, in the same transaction
+    :returns: the object with its version id
     :raises NoSuchBucket: somebody removed the bucket
     :raises NoSuchUpload: somebody completed or aborted the upload
     :raises QuotaExceeded: the bucket's user or project may not have as much
     """
     failpoint.hit("objectstore.put.published")
-    while True:
-        old = await store.get(Object, new.id)
-        if old is not None and old.file == new.file:
-            break  # an earlier turn did it, its answer got lost
-        if check:
-            check(old)
-        tx = store.transaction()
-        tx.require_exists(Bucket, bucket.id)
-        more = new.size - (await also(tx) if also else 0)
-        if old is None:
-            tx.create(new)
-        else:
-            changes = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
-            del changes["id"], changes["version"]
-            tx.update(old, **changes)
-        tx.zadd_lex(bucket.keys_key, new.key.encode())
-        if old is not None and (old.project_id, old.user_id) == (new.project_id, new.user_id):
-            more -= old.size
-        elif old is not None:
-            _give(tx, old)
-        (await quota.allowance(store, new.project_id, new.user_id)).claim(tx, {quota.OBJECT_GB: more})
-        try:
-            await tx.commit()
-        except (exception.Exists, exception.Conflict, exception.NotFound) as error:
-            _raise_if_gone(error)
-            continue
-        except exception.Exhausted:
-            await check_room(store, bucket, more)
-            continue
-        break
+    change = await _add(store, bucket, new, check, also)
     failpoint.hit("objectstore.put.committed")
-    if old is not None and old.file != new.file:
-        await process.wait(files.pool.run(files.remove, old.file))
+    await _remove_files(files, change)
+    return change.after[0]
 
 
-def _raise_if_gone(error: exception.NovaError) -> None:
-    """Raise unless it was the object that somebody else has changed, and trying again helps."""
-    kind = error.values.get("kind")
-    if kind == "bucket":
-        raise errors.NoSuchBucket() from error
-    if kind == "upload":
-        raise errors.NoSuchUpload() from error
+async def delete(store: Store, files: Files, bucket: Bucket, key: str, version: str | None = None,
+                 check: Check | None = None) -> Object | None:
+    """Remove an object; nothing happens if there is none.
 
-
-def _give(tx: Transaction, old: Object) -> None:
-    quota.give(tx, old.project_id, old.user_id, {quota.OBJECT_GB: old.size})
-
-
-async def delete(store: Store, files: Files, bucket: Bucket, key: str, check: Check | None = None) -> None:
-    """Remove an object; nothing happens if there is none."""
+    :param version: removes this version; None puts a delete marker where the bucket has versions
+    :param check: raises if the object that is there must not be removed
+    :returns: the marker that was put, or the version that was removed
+    :raises NoSuchBucket: somebody removed the bucket
+    :raises InvalidArgument: no version has such an id
+    """
     while True:
-        old = await store.get(Object, object_id(bucket.id, key))
+        if version is None and bucket.versioning:
+            change = await _add(store, bucket, _marker(bucket, key), check, None)
+            failpoint.hit("objectstore.mark.committed")
+            await _remove_files(files, change)
+            return change.after[0]
+        target = await find(store, bucket.id, key, version)
         if check:
-            check(old)
-        if old is None:
-            return
-        tx = store.transaction()
-        tx.delete(old)
-        tx.zrem(bucket.keys_key, key.encode())
-        _give(tx, old)
-        try:
-            await tx.commit()
-        except (exception.Conflict, exception.NotFound):
+            check(versions.live(target))
+        if target is None:
+            return None
+        older = []
+        if versions.is_current(target) and bucket.versioning:
+            older = await older_versions(store, bucket, key, _CANDIDATES)
+        change = versions.delete(target, older[0] if older else None)
+        if changed := await _commit(store, bucket, change, None):
+            bucket = changed
             continue
-        break
-    failpoint.hit("objectstore.delete.committed")
-    await process.wait(files.pool.run(files.remove, old.file))
+        failpoint.hit("objectstore.delete.committed")
+        await _remove_files(files, change)
+        return target
 
 
-async def read_many(store: Store, bucket: Bucket, keys: list[bytes]) -> list[Object]:
-    """The objects that have these keys; those that have gone meanwhile are left out."""
-    return await store.get_many(Object, [object_id(bucket.id, key.decode()) for key in keys])
+async def modify(store: Store, bucket: str, key: str, version: str | None,
+                 change: Callable[[Object], dict[str, Any]]) -> Object:
+    """Change fields of an object's record that say nothing of its bytes, such as tags; arguments and errors as
+    :func:`open_object`.
+
+    :param change: gets the record, returns the fields to change
+    """
+    while True:
+        found = await open_object(store, bucket, key, version)
+        try:
+            return await store.update(found, **change(found))
+        except (exception.Conflict, exception.NotFound):
+            continue  # it was changed, or has become an older version or the current one
+
+
+def _marker(bucket: Bucket, key: str) -> Object:
+    return Object(object_id(bucket.id, key), bucket=bucket.id, key=key, project_id=bucket.project_id,
+                  user_id=bucket.user_id, file="", size=0, md5="", sha256="", etag="", modified=time.time(),
+                  is_marker=True)
+
+
+async def _add(store: Store, bucket: Bucket, new: Object, check: Check | None, also: Also | None) -> Change:
+    """Make a new current version of a key; the first record of what is there afterwards is the new one."""
+    unique = uuid.uuid4().hex
+    while True:
+        id = "" if bucket.versioning != versions.ENABLED else unique if new.is_marker else versions.new_id(new.file)
+        current, null, done = await _there(store, bucket, new, id)
+        if done:
+            return Change((), (done,))  # an earlier turn did it, its answer got lost
+        if check:
+            check(versions.live(current))
+        change = versions.put(bucket.versioning, current, null, new, id, time.time_ns() // 1000)
+        changed = await _commit(store, bucket, change, also)
+        if changed is None:
+            return change
+        bucket = changed
+
+
+async def _there(store: Store, bucket: Bucket, new: Object,
+                 id: str) -> tuple[Object | None, Object | None, Object | None]:
+    """The current version of a key, its null version if that is an older one, and `new` if it is there already."""
+    ids = [new.id]
+    if bucket.versioning:
+        ids += [versions.record_id(new.id, version) for version in (versions.NULL, id) if version]
+    found = {record.id: record for record in await store.get_many(Object, ids, at_once=len(ids) > 1)}
+    done = next((record for record in found.values()
+                 if (record.version_id == id if id else new.file and record.file == new.file)), None)
+    return found.get(new.id), found.get(versions.record_id(new.id, versions.NULL)), done
+
+
+async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | None) -> Bucket | None:
+    """Make a change; if somebody else was faster, returns the bucket as it is now, and the caller decides again.
+
+    :raises NoSuchBucket, NoSuchUpload, QuotaExceeded:
+    """
+    tx = store.transaction()
+    tx.expect(bucket)
+    balance: Counter[tuple[str, str]] = Counter()
+    if also:
+        balance[bucket.project_id, bucket.user_id] -= await also(tx)
+    for record in change.come:
+        balance[record.project_id, record.user_id] += record.size
+    for record in change.gone:
+        balance[record.project_id, record.user_id] -= record.size
+    _write(tx, change)
+    _index(tx, bucket, change)
+    for (project_id, user_id), more in balance.items():
+        if more > 0:
+            (await quota.allowance(store, project_id, user_id)).claim(tx, {quota.OBJECT_GB: more})
+        elif more < 0:
+            quota.give(tx, project_id, user_id, {quota.OBJECT_GB: -more})
+    try:
+        await tx.commit()
+    except (exception.Exists, exception.Conflict, exception.NotFound) as error:
+        if error.values.get("kind") == "upload":
+            raise errors.NoSuchUpload() from error
+        return await buckets.again(store, bucket) if error.values.get("kind") == "bucket" else bucket
+    except exception.Exhausted:
+        await check_room(store, bucket, balance[bucket.project_id, bucket.user_id])
+        return bucket
+    return None
+
+
+def _write(tx: Transaction, change: Change) -> None:
+    before = {record.id: record for record in change.before}
+    for record in change.after:
+        if record.id in before:
+            fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+            del fields["id"], fields["version"]
+            tx.update(before.pop(record.id), **fields)
+        else:
+            tx.create(record)
+    for record in before.values():
+        tx.delete(record)
+
+
+def _index(tx: Transaction, bucket: Bucket, change: Change) -> None:
+    before, after = _members(bucket, change.before), _members(bucket, change.after)
+    for key, member in before - after:
+        tx.zrem(key, member)
+    for key, member in after - before:
+        tx.zadd_lex(key, member)
+
+
+def _members(bucket: Bucket, records: Iterable[Object]) -> set[tuple[str, bytes]]:
+    """The sorted sets in which these records are, and as what."""
+    return {(bucket.versions_key, member) if member else (bucket.keys_key, record.key.encode())
+            for record, member in ((record, versions.member(record)) for record in records)}
+
+
+async def _remove_files(files: Files, change: Change) -> None:
+    if change.gone:
+        await process.wait(files.pool.run(files.remove, *(record.file for record in change.gone)))
+
+
+async def remove_all(store: Store, files: Files, bucket: Bucket) -> None:
+    """Remove every version of every object that is in a bucket now."""
+    for key in (bucket.versions_key, bucket.keys_key):
+        lower = b"-"
+        while members := await store.attempt(store.redis.zrangebylex(key, lower, b"+", start=0, num=_BATCH)):
+            for member in members:
+                await _remove(store, files, bucket, *(
+                    versions.read_member(member) if key == bucket.versions_key else (member.decode(), "")))
+            lower = b"(" + members[-1]
+
+
+async def _remove(store: Store, files: Files, bucket: Bucket, key: str, version: str) -> None:
+    """Remove a version; '' is the current one."""
+    if not version:
+        current = await find(store, bucket.id, key)
+        version = versions.shown(current) if current else versions.NULL
+    await delete(store, files, bucket, key, version)

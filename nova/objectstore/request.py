@@ -78,22 +78,23 @@ def _sub_resource(params: dict[str, str]) -> str:
     return found[0] if found else ""
 
 
-def copy_source(header: str) -> tuple[str, str]:
-    """Bucket and key of an x-amz-copy-source header: ``[/]bucket/key[?versionId=null]``, percent-encoded.
+def copy_source(header: str) -> tuple[str, str, str | None]:
+    """Bucket, key and version id of an x-amz-copy-source header: ``[/]bucket/key[?versionId=id]``, percent-encoded.
 
-    :raises InvalidArgument, NoSuchVersion:
+    The version id is None where the header has none.
+
+    :raises InvalidArgument:
     """
     path, question, version = header.partition("?versionId=")
-    if question and version != "null":
-        raise errors.NoSuchVersion()
     try:
         bucket, slash, key = _decoded(path.removeprefix("/")).partition("/")
+        version = _decoded(version)
     except errors.InvalidURI:
         bucket = slash = key = ""
     if not bucket or not slash or not key:
         raise errors.InvalidArgument(
             reason="Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
-    return bucket, key
+    return bucket, key, version if question else None
 
 
 def number(params: dict[str, str], name: str, default: int, lowest: int, highest: int) -> int:
@@ -104,7 +105,7 @@ def number(params: dict[str, str], name: str, default: int, lowest: int, highest
     text = params.get(name)
     if text is None or text == "":
         return default
-    if not re.fullmatch(r"[0-9]{1,10}", text) or not lowest <= int(text) <= highest:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not lowest <= int(text) <= highest:
         raise errors.InvalidArgument(reason=f"Argument {name} must be an integer between {lowest} and {highest}")
     return int(text)
 

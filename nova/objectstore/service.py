@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado import netutil, web
@@ -15,6 +15,7 @@ from nova.auth.gate import Gate
 from nova.context import request_id_var
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_string
+from nova.objectstore import expiry
 from nova.objectstore.body import MAX_UPLOAD
 from nova.objectstore.files import Files
 from nova.objectstore.handler import Authenticator, S3Handler
@@ -40,18 +41,20 @@ class ObjectStoreService(nova_service.Service):
     :param port: to listen at; --s3_port when None; 0 takes a free one
     :param address: to listen at; --s3_listen when None
     :param extra_handlers: Tornado URL specifications that come before the object store's own
+    :param clock: the time, in seconds since 1970, by which things expire
     """
 
     name = "objectstore"
 
     def __init__(self, store: Store, auth: Authenticator, port: int | None = None, address: str | None = None,
-                 extra_handlers: Sequence[Any] = ()):
+                 extra_handlers: Sequence[Any] = (), clock: Callable[[], float] = time.time):
         self._store, self._auth, self._extra = store, auth, tuple(extra_handlers)
         self.port = FLAGS.s3_port if port is None else port
         self._address = FLAGS.s3_listen if address is None else address
         self._server: HTTPServer | None = None
         self._files: Files | None = None
-        self._sweeper: asyncio.Task | None = None
+        self._clock = clock
+        self._sweepers: list[asyncio.Task] = []
         self._running: set[S3Handler] = set()
 
     async def start(self) -> None:
@@ -69,14 +72,16 @@ class ObjectStoreService(nova_service.Service):
         sockets = netutil.bind_sockets(self.port, self._address)
         self.port = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)
-        self._sweeper = asyncio.ensure_future(self._sweep_forever(self._files))
+        self._sweepers = [asyncio.ensure_future(self._sweep_forever(self._files)),
+                          asyncio.ensure_future(self._expire_forever(self._files))]
         log.info("listening at %s:%d", self._address, self.port)
 
     async def stop(self) -> None:
         """Close the listener, let running requests come to their end for a moment, then cut them off."""
-        if self._sweeper:
-            self._sweeper.cancel()
-            await asyncio.wait([self._sweeper])
+        for sweeper in self._sweepers:
+            sweeper.cancel()
+        if self._sweepers:
+            await asyncio.wait(self._sweepers)
         if self._server:
             self._server.stop()
             deadline = time.monotonic() + GRACE
@@ -93,6 +98,11 @@ class ObjectStoreService(nova_service.Service):
             except (exception.NovaError, OSError) as error:
                 log.warning("the search for files that no record names failed: %s", error)
             await asyncio.sleep(FLAGS.objects_sweep_interval)
+
+    async def _expire_forever(self, files: Files) -> None:
+        while True:
+            await expiry.once(self._store, files, self._clock)
+            await asyncio.sleep(FLAGS.objects_lifecycle_interval)
 
 
 def _log_request(handler: web.RequestHandler) -> None:

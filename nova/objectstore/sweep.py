@@ -6,7 +6,7 @@ import logging
 from nova import exception, process
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_integer
-from nova.objectstore import multipart
+from nova.objectstore import multipart, versions
 from nova.objectstore.files import Files, owner_of
 from nova.objectstore.models import Object, Part, Upload
 
@@ -38,7 +38,9 @@ async def sweep(store: Store, files: Files) -> int:
 
 async def _orphans(store: Store, batch: list[str]) -> list[str]:
     owners = {name: owner_of(name) for name in batch}
-    found = await store.get_many(Object, {id for letter, id in owners.values() if letter == "o"})
+    ids = {id for name, (letter, owner) in owners.items() if letter == "o" for id in _records(owner, name)}
+    # at once: a version may be on its way from one record to the other
+    found = await store.get_many(Object, ids, at_once=True)
     named = {record.file for record in found}
     parts = await store.get_many(Part, {id for letter, id in owners.values() if letter == "p"})
     uploads = {u.id for u in await store.get_many(Upload, {part.upload_id for part in parts})}
@@ -48,6 +50,11 @@ async def _orphans(store: Store, batch: list[str]) -> list[str]:
         else:
             await _forget(store, part)
     return [name for name in batch if name not in named]
+
+
+def _records(owner: str, name: str) -> list[str]:
+    """The ids of all records that may name a file: of the current version, of this one and of the null version."""
+    return [owner, *(versions.record_id(owner, id) for id in (name.rpartition("-")[2], versions.NULL))]
 
 
 async def _forget(store: Store, part: Part) -> None:

@@ -172,8 +172,13 @@ def write_body(operation: str, result: dict[str, Any]) -> bytes:
 
 def write_error(members: dict[str, str]) -> bytes:
     """The document of an error (S3 API reference, "REST error responses"), which has no namespace."""
+    return write_elements("Error", members)
+
+
+def write_elements(root: str, members: dict[str, str]) -> bytes:
+    """A document that is not in the model: a root element without a namespace, and elements of text in it."""
     elements = "".join([f"<{name}>{_escape(text)}</{name}>" for name, text in members.items()])
-    return DECLARATION + f"<Error>{elements}</Error>".encode()
+    return DECLARATION + f"<{root}>{elements}</{root}>".encode()
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, user: str = "one", **config):
+    def client(self, user: str = "one", project: str = "", **config):
         config = {"retries": {"max_attempts": 1, "mode": "standard"}, "s3": {"addressing_style": "path"}, **config}
-        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{user}",
+        return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=f"key{user}:{project or user}",
                             aws_secret_access_key=f"secret{user}", region_name="nova", config=Config(**config))
 
     def files(self) -> list[Path]:
@@ -88,6 +88,9 @@ def add_users(redis_url: str, ca_path: str = "") -> None:
         for name in ("one", "two"):
             await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
             await auth.create_project(name, name)
+        for name in ("anna", "berta"):
+            await auth.create_user(name, access=f"key{name}", secret=f"secret{name}")
+            await auth.add_member("one", name)
         await store.close()
     with ThreadPoolExecutor(1) as threads:  # the caller may be in a loop
         threads.submit(asyncio.run, add()).result()
@@ -108,7 +111,6 @@ def own_stores(directory: Path) -> Iterator[RedisServer]:
                 while_adding.enter_context(own_slapd.used())
             add_users(own_redis.url, str(directory / "ca"))
         yield own_redis
-
 
 @pytest.fixture(name="server", scope="module")
 def server_fixture(tmp_path_factory) -> Iterator[Server]:
@@ -136,11 +138,19 @@ def bucket_fixture(server: Server, s3) -> Iterator[str]:
     yield name
     for upload in s3.list_multipart_uploads(Bucket=name).get("Uploads", ()):
         s3.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
-    boto3_objects = s3.list_objects_v2(Bucket=name)
-    while boto3_objects.get("Contents"):
-        s3.delete_objects(Bucket=name, Delete={"Objects": [{"Key": o["Key"]} for o in boto3_objects["Contents"]]})
-        boto3_objects = s3.list_objects_v2(Bucket=name)
+    empty(s3, name)
     s3.delete_bucket(Bucket=name)
+
+
+def empty(s3, bucket: str) -> None:
+    """Remove all versions of all objects."""
+    while True:
+        page = s3.list_object_versions(Bucket=bucket)
+        there = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+        if not there:
+            return
+        s3.delete_objects(Bucket=bucket, Delete={
+            "Objects": [{"Key": v["Key"], "VersionId": v["VersionId"]} for v in there]})
 
 
 def code_of(error: pytest.ExceptionInfo) -> tuple[str, int]:

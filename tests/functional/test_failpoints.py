@@ -45,6 +45,8 @@ SHARED = ["network.spec.written", "network.rules.applied", "network.dnsmasq.writ
 STORE = ["objectstore.put.published", "objectstore.put.committed", "objectstore.delete.committed",
          "objectstore.complete.committed"]
 IMAGE = ["image.file.made"]
+#: tests.functional.test_objectstore_many_versions has them
+VERSIONS = ["objectstore.mark.committed"]
 
 PART = 5 << 20
 
@@ -53,7 +55,7 @@ def test_every_failpoint_is_tested() -> None:
     for module in pkgutil.walk_packages(nova.__path__, "nova."):
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
-    assert failpoint.names() == sorted({*RUN, *TERMINATE, *STORE, *IMAGE})
+    assert failpoint.names() == sorted({*RUN, *TERMINATE, *STORE, *IMAGE, *VERSIONS})
 
 
 @pytest.fixture(scope="module")

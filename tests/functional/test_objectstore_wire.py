@@ -213,9 +213,10 @@ def test_sub_resources_that_clients_ask_for(s3, bucket):
     for acl in (s3.get_bucket_acl(Bucket=bucket), s3.get_object_acl(Bucket=bucket, Key="k")):
         assert [g["Permission"] for g in acl["Grants"]] == ["FULL_CONTROL"] and acl["Owner"]["ID"] == "one"
     s3.put_object_acl(Bucket=bucket, Key="k", ACL="private")
-    for call in (lambda: s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}),
-                 lambda: s3.put_object_acl(Bucket=bucket, Key="k", ACL="public-read"),
-                 lambda: s3.put_bucket_policy(Bucket=bucket, Policy="{}")):
+    for call in (lambda: s3.put_bucket_accelerate_configuration(
+                     Bucket=bucket, AccelerateConfiguration={"Status": "Enabled"}),
+                 lambda: s3.put_bucket_replication(Bucket=bucket, ReplicationConfiguration={
+                     "Role": "r", "Rules": [{"Status": "Enabled", "Destination": {"Bucket": "x"}}]})):
         with pytest.raises(ClientError) as error:
             call()
         assert code_of(error) == ("NotImplemented", 501)

@@ -8,6 +8,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 import asyncio
 import contextlib
 import itertools
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -228,6 +229,17 @@ async def new_key(rig: Rig, user: str, project: str) -> Thing:
 
 async def new_bucket(rig: Rig, user: str, project: str) -> Thing:
     bucket = Bucket(fresh("bucket-"), project_id=project, user_id=user, created=time.time())
+    return Thing((await rig.store.create(bucket)).id, key="key")
+
+
+CORS = {"CORSRules": [{"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}]}
+TAGS = {"TagSet": [{"Key": "a", "Value": "1"}]}
+LIFECYCLE = {"Rules": [{"ID": "r", "Status": "Enabled", "Prefix": "", "Expiration": {"Days": 1}}]}
+
+
+async def new_configured_bucket(rig: Rig, user: str, project: str) -> Thing:
+    bucket = Bucket(fresh("bucket-"), project_id=project, user_id=user, created=time.time(),
+                    configuration={"cors": CORS, "tagging": TAGS, "lifecycle": LIFECYCLE})
     return Thing((await rig.store.create(bucket)).id, key="key")
 
 
@@ -525,20 +537,66 @@ EC2_CASES: dict[str, Case] = {
                                                                               ImageLocation=location(t)),
                                   also=("RegisterImage",)),
 }
+def unset(call, code):
+    """Ask for what nobody has set: who may ask is told that."""
+    try:
+        call()
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"]["Code"] != code:
+            raise
+        return True
+    return False
+
+
 S3_CASES: dict[str, Case] = {
     "ListBuckets": Case(new_bucket, lambda c, t, s: t.id in [b["Name"] for b in c.list_buckets()["Buckets"]]),
     "CreateBucket": Case(no_thing, lambda c, t, s: c.create_bucket(Bucket=t.id), bucket_made),
     "HeadBucket": Case(new_bucket, lambda c, t, s: c.head_bucket(Bucket=t.id)),
     "GetBucketLocation": Case(new_bucket, lambda c, t, s: c.get_bucket_location(Bucket=t.id)),
     "GetBucketAcl": Case(new_bucket, lambda c, t, s: c.get_bucket_acl(Bucket=t.id)),
-    "GetBucketConfiguration": Case(new_bucket, lambda c, t, s: c.get_bucket_versioning(Bucket=t.id)),
+    "GetBucketConfiguration": Case(new_bucket, lambda c, t, s: c.get_bucket_logging(Bucket=t.id)),
+    "GetBucketVersioning": Case(new_bucket, lambda c, t, s: c.get_bucket_versioning(Bucket=t.id)),
     "ListObjects": Case(new_object, lambda c, t, s: c.list_objects(Bucket=t.id)["Contents"]),
     "ListObjectsV2": Case(new_object, lambda c, t, s: c.list_objects_v2(Bucket=t.id)["Contents"]),
     "ListObjectVersions": Case(new_object, lambda c, t, s: c.list_object_versions(Bucket=t.id)["Versions"]),
     "ListMultipartUploads": Case(new_upload, lambda c, t, s: c.list_multipart_uploads(Bucket=t.id)["Uploads"]),
     "DeleteBucket": Case(new_bucket, lambda c, t, s: c.delete_bucket(Bucket=t.id), bucket_deleted),
-    "DeleteBucketConfiguration": Case(new_bucket, lambda c, t, s: c.delete_bucket_policy(Bucket=t.id)),
+    "PutBucketVersioning": Case(new_bucket, lambda c, t, s: c.put_bucket_versioning(
+        Bucket=t.id, VersioningConfiguration={"Status": "Enabled"})),
+    "GetBucketCors": Case(new_configured_bucket, lambda c, t, s: c.get_bucket_cors(Bucket=t.id)["CORSRules"]),
+    "GetBucketTagging": Case(new_configured_bucket, lambda c, t, s: c.get_bucket_tagging(Bucket=t.id)["TagSet"]),
+    "GetBucketLifecycleConfiguration": Case(
+        new_configured_bucket, lambda c, t, s: c.get_bucket_lifecycle_configuration(Bucket=t.id)["Rules"]),
+    "PutBucketCors": Case(new_bucket, lambda c, t, s: c.put_bucket_cors(Bucket=t.id, CORSConfiguration=CORS)),
+    "PutBucketTagging": Case(new_bucket, lambda c, t, s: c.put_bucket_tagging(Bucket=t.id, Tagging=TAGS)),
+    "PutBucketLifecycleConfiguration": Case(new_bucket, lambda c, t, s: c.put_bucket_lifecycle_configuration(
+        Bucket=t.id, LifecycleConfiguration=LIFECYCLE)),
+    "DeleteBucketCors": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_cors(Bucket=t.id)),
+    "DeleteBucketTagging": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_tagging(Bucket=t.id)),
+    "DeleteBucketLifecycle": Case(new_configured_bucket, lambda c, t, s: c.delete_bucket_lifecycle(Bucket=t.id)),
+    "GetObjectAttributes": Case(new_object, lambda c, t, s: c.get_object_attributes(
+        Bucket=t.id, Key="key", ObjectAttributes=["ObjectSize"])["ObjectSize"]),
+    "PutObjectTagging": Case(new_object, lambda c, t, s: c.put_object_tagging(Bucket=t.id, Key="key", Tagging=TAGS)),
+    "DeleteBucketConfiguration": Case(new_bucket, lambda c, t, s: c.delete_bucket_website(Bucket=t.id)),
     "PutBucketAcl": Case(new_bucket, lambda c, t, s: c.put_bucket_acl(Bucket=t.id, ACL="private")),
+    "GetBucketOwnershipControls": Case(new_bucket, lambda c, t, s: unset(
+        lambda: c.get_bucket_ownership_controls(Bucket=t.id), "OwnershipControlsNotFoundError")),
+    "GetBucketPolicy": Case(new_bucket, lambda c, t, s: unset(
+        lambda: c.get_bucket_policy(Bucket=t.id), "NoSuchBucketPolicy")),
+    "GetBucketPolicyStatus": Case(new_bucket, lambda c, t, s: unset(
+        lambda: c.get_bucket_policy_status(Bucket=t.id), "NoSuchBucketPolicy")),
+    "GetPublicAccessBlock": Case(new_bucket, lambda c, t, s: unset(
+        lambda: c.get_public_access_block(Bucket=t.id), "NoSuchPublicAccessBlockConfiguration")),
+    "PutBucketOwnershipControls": Case(new_bucket, lambda c, t, s: c.put_bucket_ownership_controls(
+        Bucket=t.id, OwnershipControls={"Rules": [{"ObjectOwnership": "ObjectWriter"}]})),
+    "DeleteBucketOwnershipControls": Case(new_bucket, lambda c, t, s: c.delete_bucket_ownership_controls(Bucket=t.id)),
+    "PutBucketPolicy": Case(new_bucket, lambda c, t, s: c.put_bucket_policy(Bucket=t.id, Policy=json.dumps(
+        {"Statement": [{"Effect": "Deny", "Principal": {"AWS": "nobody"}, "Action": "s3:GetObject",
+                        "Resource": f"arn:aws:s3:::{t.id}/*"}]}))),
+    "DeleteBucketPolicy": Case(new_bucket, lambda c, t, s: c.delete_bucket_policy(Bucket=t.id)),
+    "PutPublicAccessBlock": Case(new_bucket, lambda c, t, s: c.put_public_access_block(
+        Bucket=t.id, PublicAccessBlockConfiguration={"BlockPublicAcls": True})),
+    "DeletePublicAccessBlock": Case(new_bucket, lambda c, t, s: c.delete_public_access_block(Bucket=t.id)),
     "GetObject": Case(new_object, lambda c, t, s: (
         c.head_object(Bucket=t.id, Key="key"), c.get_object(Bucket=t.id, Key="key")["Body"].read() == BODY)[1]),
     "GetObjectAcl": Case(new_object, lambda c, t, s: c.get_object_acl(Bucket=t.id, Key="key")),

@@ -107,7 +107,9 @@ def test_parameters_and_sub_resources():
 
 
 @pytest.mark.parametrize("header, expected", [
-    ("b/k", ("b", "k")), ("/b/k%20x", ("b", "k x")), ("b%2Fk", ("b", "k")), ("b/k?versionId=null", ("b", "k"))])
+    ("b/k", ("b", "k", None)), ("/b/k%20x", ("b", "k x", None)), ("b%2Fk", ("b", "k", None)),
+    ("b/k?versionId=null", ("b", "k", "null")), ("b/k%3FversionId=1", ("b", "k?versionId=1", None)),
+    ("b/k?versionId=", ("b", "k", ""))])
 def test_copy_sources(header, expected):
     assert request.copy_source(header) == expected
 

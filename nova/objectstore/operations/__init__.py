@@ -2,7 +2,19 @@
 
 from nova.auth import rbac
 from nova.objectstore import errors
-from nova.objectstore.operations import account, bucket, multipart, object, subresources
+from nova.objectstore.operations import (
+    access,
+    account,
+    attributes,
+    bucket,
+    configuration,
+    form,
+    multipart,
+    object,
+    subresources,
+    tagging,
+    versions,
+)
 from nova.objectstore.operations.base import Operation
 from nova.objectstore.request import Target
 
@@ -13,16 +25,36 @@ _BUCKET: dict[tuple[str, str], type[Operation]] = {
     ("HEAD", ""): bucket.HeadBucket,
     ("PUT", ""): bucket.CreateBucket,
     ("DELETE", ""): bucket.DeleteBucket,
-    ("GET", "versions"): bucket.ListObjectVersions,
+    ("GET", "versions"): versions.ListObjectVersions,
+    ("GET", "versioning"): versions.GetBucketVersioning,
+    ("PUT", "versioning"): versions.PutBucketVersioning,
     ("GET", "uploads"): bucket.ListMultipartUploads,
     ("POST", "delete"): bucket.DeleteObjects,
     ("GET", "location"): subresources.GetBucketLocation,
-    ("GET", "acl"): subresources.GetBucketAcl,
-    ("PUT", "acl"): subresources.PutBucketAcl,
+    ("GET", "acl"): access.GetBucketAcl,
+    ("PUT", "acl"): access.PutBucketAcl,
+    ("GET", "policy"): access.GetBucketPolicy,
+    ("PUT", "policy"): access.PutBucketPolicy,
+    ("DELETE", "policy"): access.DeleteBucketPolicy,
+    ("GET", "policyStatus"): access.GetBucketPolicyStatus,
+    ("GET", "publicAccessBlock"): access.GetPublicAccessBlock,
+    ("PUT", "publicAccessBlock"): access.PutPublicAccessBlock,
+    ("DELETE", "publicAccessBlock"): access.DeletePublicAccessBlock,
+    ("GET", "ownershipControls"): access.GetBucketOwnershipControls,
+    ("PUT", "ownershipControls"): access.PutBucketOwnershipControls,
+    ("DELETE", "ownershipControls"): access.DeleteBucketOwnershipControls,
+    ("GET", "cors"): configuration.GetBucketCors,
+    ("PUT", "cors"): configuration.PutBucketCors,
+    ("DELETE", "cors"): configuration.DeleteBucketCors,
+    ("GET", "tagging"): configuration.GetBucketTagging,
+    ("PUT", "tagging"): configuration.PutBucketTagging,
+    ("DELETE", "tagging"): configuration.DeleteBucketTagging,
+    ("GET", "lifecycle"): configuration.GetBucketLifecycleConfiguration,
+    ("PUT", "lifecycle"): configuration.PutBucketLifecycleConfiguration,
+    ("DELETE", "lifecycle"): configuration.DeleteBucketLifecycle,
 }
 #: a bucket may lose these whether it has them or not
-_REMOVABLE = frozenset(("policy", "cors", "tagging", "lifecycle", "website", "encryption", "replication",
-                        "publicAccessBlock", "ownershipControls", "inventory", "analytics", "metrics",
+_REMOVABLE = frozenset(("website", "encryption", "replication", "inventory", "analytics", "metrics",
                         "intelligent-tiering"))
 _OBJECT: dict[tuple[str, str], type[Operation]] = {
     ("GET", ""): object.GetObject,
@@ -34,15 +66,17 @@ _OBJECT: dict[tuple[str, str], type[Operation]] = {
     ("POST", "uploadId"): multipart.CompleteMultipartUpload,
     ("DELETE", "uploadId"): multipart.AbortMultipartUpload,
     ("GET", "uploadId"): multipart.ListParts,
-    ("GET", "acl"): subresources.GetObjectAcl,
-    ("PUT", "acl"): subresources.PutObjectAcl,
-    ("GET", "tagging"): subresources.GetObjectTagging,
-    ("DELETE", "tagging"): subresources.DeleteObjectTagging,
+    ("GET", "acl"): access.GetObjectAcl,
+    ("PUT", "acl"): access.PutObjectAcl,
+    ("GET", "tagging"): tagging.GetObjectTagging,
+    ("PUT", "tagging"): tagging.PutObjectTagging,
+    ("DELETE", "tagging"): tagging.DeleteObjectTagging,
+    ("GET", "attributes"): attributes.GetObjectAttributes,
 }
 
 #: every operation that :func:`find` may give; one that the table of roles does not have is an error here
 OFFERED: tuple[type[Operation], ...] = (
-    account.ListBuckets, bucket.ListObjectsV2, object.CopyObject, multipart.UploadPartCopy,
+    account.ListBuckets, bucket.ListObjectsV2, object.CopyObject, multipart.UploadPartCopy, form.PostObject,
     subresources.GetBucketConfiguration, subresources.DeleteBucketConfiguration, subresources.NotOffered,
     *_BUCKET.values(), *_OBJECT.values())
 for _kind in OFFERED:
@@ -75,8 +109,6 @@ def find(method: str, target: Target, copies: bool) -> type[Operation]:
                 found = subresources.DeleteBucketConfiguration
     if found is None and sub and method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
         return subresources.NotOffered
-    if found is None and method == "POST":
-        raise errors.NotImplementedYet(what="Uploading by a form")
     if found is None:
         raise errors.MethodNotAllowed()
     return found

@@ -4,6 +4,7 @@ An operation is a small class.  :meth:`Operation.prepare` runs before the client
 all that can be checked by then; :meth:`Operation.run` runs when the body has arrived and gives the :class:`Response`.
 """
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -15,10 +16,13 @@ from tornado.httputil import HTTPHeaders
 from nova.auth import rbac
 from nova.auth.signer import Claim
 from nova.datastore import Store
-from nova.objectstore import buckets, errors, objects
+from nova.objectstore import buckets, errors, objects, versions
+from nova.objectstore.access import acl, actions, decision, values
+from nova.objectstore.access.acl import Acl
+from nova.objectstore.access.decision import Question
 from nova.objectstore.body import MAX_UPLOAD, Memory, Received, Target
 from nova.objectstore.files import Files
-from nova.objectstore.models import Bucket
+from nova.objectstore.models import Bucket, Object
 from nova.objectstore.request import Target as RequestTarget
 from nova.wire import rest_xml
 
@@ -42,10 +46,21 @@ class Identity(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
-    """One authenticated request, and the parts of the object store that serve it.
+class Anonymous:
+    """Whoever did not sign: in no project, and without any role."""
 
-    `length` is how many bytes of data the request announces; None where it does not tell.
+    user_id: str = ""
+    project_id: str = ""
+    secret: str = ""
+    roles: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request whose signature is right or that has none, and the parts of the object store that serve it.
+
+    `length` is how many bytes of data the request announces; None where it does not tell.  `address` is where it comes
+    from, `received` when it came, in seconds since 1970.
     """
 
     store: Store
@@ -57,6 +72,8 @@ class Call:
     headers: HTTPHeaders
     url: str
     length: int | None = None
+    address: str = ""
+    received: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -75,6 +92,8 @@ class Operation:
     max_body: ClassVar[int] = NO_BODY
     #: the operation works on a bucket that must be there and on which the caller may do it
     in_bucket: ClassVar[bool] = True
+    #: the checksums among its headers are of its body
+    sums_of_body: ClassVar[bool] = True
     #: its name in the table of roles (nova.auth.rbac)
     action: ClassVar[str]
 
@@ -87,6 +106,7 @@ class Operation:
         self.call = call
         self.bucket = Bucket("", project_id="", created=0.0)
         self.body = Memory(self.max_body)
+        self.record: Object | None = None
 
     @property
     def target(self) -> RequestTarget:
@@ -108,16 +128,100 @@ class Operation:
 
         :raises S3Error:
         """
-        caller = self.call.identity
         if self.in_bucket:
             self.bucket = await buckets.get(self.call.store, self.target.bucket)
-            may = rbac.allows(caller, self.action, self.bucket.user_id, self.bucket.project_id)
-        else:
-            may = rbac.permits(caller, self.action)
-        if not may:
+            if self.headers.get("x-amz-expected-bucket-owner", self.bucket.project_id) != self.bucket.project_id:
+                raise errors.AccessDenied()
+            await self.admit()
+        elif not rbac.permits(self.call.identity, self.action):
             raise errors.AccessDenied()
         await self.check()
         return self.body
+
+    async def admit(self) -> None:
+        """Refuse who may not do this.
+
+        If the object's record had to be read to know, it is in `record` then: what is done must be done with that one.
+
+        :raises AccessDenied, NoSuchKey:
+        """
+        target = self.target
+        self.record = await self.authorize(self.action, self.bucket, target.key, target.params.get("versionId"))
+
+    async def authorize(self, action: str, bucket: Bucket, key: str, version: str | None = None) -> Object | None:
+        """Refuse who may not do something with a bucket or an object in it.
+
+        :param action: as the table of roles has it
+        :param key: '' for the bucket itself
+        :param version: the version that the request names, None if it names none
+        :returns: the object, if its record had to be read
+        :raises AccessDenied:
+        :raises NoSuchKey, NoSuchVersion: there is none, and the caller may list the bucket
+        :raises InvalidArgument: no version has such an id
+        """
+        question = self.question(action, bucket, key, version is not None)
+        may = decision.decide(question)
+        if may is not None:
+            if not may:
+                raise errors.AccessDenied()
+            return None
+        found = versions.live(await objects.find(self.call.store, bucket.id, key, version))
+        if decision.decide(question, found):
+            return found
+        if found is None and self.may_list(bucket):
+            raise errors.NoSuchKey() if version is None else errors.NoSuchVersion()
+        raise errors.AccessDenied()
+
+    def question(self, action: str, bucket: Bucket, key: str, with_version: bool = False) -> Question:
+        """What is to be decided."""
+        call, found = self.call, {}
+        if "policy" in bucket.configuration:
+            found = (values.of_caller(call.identity, call.address, call.received)
+                     | values.of_request(call.headers, call.target.params, call.claim.scheme,
+                                         call.url.startswith("https:"))
+                     | {f"{service}:resourceaccount": (bucket.project_id,) for service in ("aws", "s3")})
+            if actions.need(action, False).lists and action == self.action:
+                found |= values.of_listing(call.target.params)
+        return Question(call.identity, action, bucket, key, found, with_version)
+
+    def may_list(self, bucket: Bucket) -> bool:
+        """Whether the caller may know which keys there are in a bucket."""
+        return bool(decision.decide(self.question("ListObjects", bucket, "")))
+
+    def shown(self, error: errors.S3Error) -> errors.S3Error:
+        """An error as the caller may see it: who may not list the bucket does not learn which keys there are."""
+        if (isinstance(error, errors.NoSuchKey | errors.NoSuchVersion | errors.VersionIsMarker) and self.bucket.id
+                and "x-amz-copy-source" not in self.headers and not self.may_list(self.bucket)):
+            return errors.AccessDenied()
+        return error
+
+    async def existing(self) -> Object:
+        """The object that the request names, or the version of it, as the caller was let at it.
+
+        :raises NoSuchKey, NoSuchVersion, InvalidArgument, VersionIsMarker:
+        """
+        return self.record or await objects.open_object(self.call.store, self.bucket.id, self.target.key, self.version)
+
+    @property
+    def version(self) -> str | None:
+        """The version that the request names; :raises InvalidArgument: no version has such an id"""
+        named = self.target.params.get("versionId")
+        if named is not None:
+            versions.check_id(named)
+        return named
+
+    def new_acl(self) -> Acl:
+        """The access control list of the object that the request makes.
+
+        :raises AccessDenied: the caller may put it, but not let others at it
+        :raises S3Error: as :func:`nova.objectstore.access.decision.new_object_acl`
+        """
+        home, writer = self.bucket.project_id, self.project_id
+        made = decision.new_object_acl(self.bucket, self.headers, writer)
+        if not acl.gives_only_to(made, {home, writer or home}) and not decision.may_share(
+                self.question("PutObjectAcl", self.bucket, self.target.key)):
+            raise errors.AccessDenied()
+        return made
 
     async def check(self) -> None:
         """Check what is particular to the operation; :raises S3Error:"""

@@ -5,11 +5,11 @@ from typing import Any
 
 from nova import exception
 from nova.flags import FLAGS
-from nova.objectstore import buckets, errors, listing, multipart, objects
+from nova.objectstore import buckets, errors, listing, multipart, objects, versions
+from nova.objectstore.access import acl, decision
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, Upload
 from nova.objectstore.operations.base import Encoding, Operation, Response, owner, xml
-from nova.objectstore.operations.headers import check_acl
 from nova.objectstore.request import MAX_KEY, number
 
 _MAX_NUMBER = 2**31 - 1
@@ -22,7 +22,7 @@ class CreateBucket(Operation):
 
     async def check(self) -> None:
         buckets.check_name(self.target.bucket)
-        check_acl(self.headers)
+        self.configuration = decision.new_bucket_configuration(self.headers, self.project_id)
         if self.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
             raise errors.NotImplementedYet(what="Object lock")
 
@@ -31,7 +31,7 @@ class CreateBucket(Operation):
         if self.body.data.strip():
             location = self.document("CreateBucket").get("LocationConstraint", "").strip()
         await buckets.create(self.call.store, self.target.bucket, self.project_id,
-                             self.call.identity.user_id, location[:64])
+                             self.call.identity.user_id, location[:64], self.configuration)
         return Response(headers={"Location": f"/{self.target.bucket}"})
 
 
@@ -63,8 +63,8 @@ class DeleteBucket(Operation):
             return  # its client was faster
 
 
-class _ListObjects(Operation):
-    """What both forms of listing have in common."""
+class Listing(Operation):
+    """What all listings of objects have in common."""
 
     async def check(self) -> None:
         params = self.target.params
@@ -89,14 +89,14 @@ class _ListObjects(Operation):
         """One object."""
         return {"Key": self.encoded(found.key), "LastModified": found.modified, "ETag": f'"{found.etag}"',
                 "Size": found.size, "StorageClass": found.storage_class,
-                "Owner": owner(found.project_id) if with_owner else None}
+                "Owner": owner(acl.owner_of(found.acl, found.project_id)) if with_owner else None}
 
     def prefixes(self, page: listing.Page) -> list[dict[str, str]]:
         """The rolled-up prefixes."""
         return [{"Prefix": self.encoded(prefix)} for prefix in page.prefixes]
 
 
-class ListObjects(_ListObjects):
+class ListObjects(Listing):
     """GET bucket, the first form."""
 
     async def run(self, received: Received) -> Response:
@@ -108,7 +108,7 @@ class ListObjects(_ListObjects):
             "Contents": [self.item(o, True) for o in found], "CommonPrefixes": self.prefixes(page)})
 
 
-class ListObjectsV2(_ListObjects):
+class ListObjectsV2(Listing):
     """GET bucket?list-type=2."""
 
     async def run(self, received: Received) -> Response:
@@ -124,21 +124,6 @@ class ListObjectsV2(_ListObjects):
             "NextContinuationToken": listing.token(page.next) if page.next else None,
             "StartAfter": self.encoded(start_after) if start_after else None,
             "Contents": [self.item(o, with_owner) for o in found], "CommonPrefixes": self.prefixes(page)})
-
-
-class ListObjectVersions(_ListObjects):
-    """GET bucket?versions: each object has the one version 'null'."""
-
-    async def run(self, received: Received) -> Response:
-        marker = self.target.params.get("key-marker", "")
-        page, found = await self.page(marker)
-        return xml("ListObjectVersions", {
-            **self.common(page), "KeyMarker": self.encoded(marker),
-            "VersionIdMarker": self.target.params.get("version-id-marker", ""),
-            "NextKeyMarker": self.encoded(page.next) if page.next else None,
-            "NextVersionIdMarker": "null" if page.next else None,
-            "Versions": [{"VersionId": "null", "IsLatest": True, **self.item(o, True)} for o in found],
-            "CommonPrefixes": self.prefixes(page)})
 
 
 class ListMultipartUploads(Operation):
@@ -173,29 +158,37 @@ class DeleteObjects(Operation):
     max_body = 4 << 20
     _AT_ONCE = 20
 
+    async def admit(self) -> None:
+        """Each key is asked for when it is known."""
+        if not decision.may_some(self.question(self.action, self.bucket, "")):
+            raise errors.AccessDenied()
+
     async def run(self, received: Received) -> Response:
         request = self.document("DeleteObjects")
         if len(request["Objects"]) > listing.MAX_KEYS:
             raise errors.MalformedXML()
         wanted = [(item["Key"], item.get("VersionId", "").strip()) for item in request["Objects"]]
-        results: list[dict[str, str | None]] = []
+        results: list[dict[str, Any]] = []
         for start in range(0, len(wanted), self._AT_ONCE):
             results += await asyncio.gather(*(self._delete(*w) for w in wanted[start:start + self._AT_ONCE]))
         deleted = [] if request.get("Quiet") else [result for result in results if "Code" not in result]
         return xml("DeleteObjects", {"Deleted": deleted, "Errors": [result for result in results if "Code" in result]})
 
-    async def _delete(self, key: str, version: str) -> dict[str, str | None]:
+    async def _delete(self, key: str, version: str) -> dict[str, Any]:
         """Remove one; its answer has a Code if that was not possible."""
         name = {"Key": key, "VersionId": version or None}
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
-            if version not in ("", "null"):
-                raise errors.NoSuchVersion()
-            await objects.delete(self.call.store, self.call.files, self.bucket, key)
+            await self.authorize(self.action, self.bucket, key, version or None)
+            removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None)
+        except errors.InvalidArgument:  # an id that no version has; here S3 tells it so
+            return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}
         except errors.S3Error as error:
             return {**name, "Code": error.code, "Message": error.message}
         except exception.Unavailable:
             unavailable = errors.ServiceUnavailable()
             return {**name, "Code": unavailable.code, "Message": unavailable.message}
+        if removed and removed.is_marker:
+            return {**name, "DeleteMarker": True, "DeleteMarkerVersionId": versions.shown(removed)}
         return name

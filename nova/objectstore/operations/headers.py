@@ -4,8 +4,8 @@ import re
 
 from tornado.httputil import HTTPHeaders
 
-from nova.objectstore import checksums, errors
-from nova.objectstore.models import Object
+from nova.objectstore import checksums, errors, versions
+from nova.objectstore.models import Bucket, Object
 from nova.objectstore.operations.base import http_time
 
 _CONTENT = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires")
@@ -14,11 +14,9 @@ _META = "x-amz-meta-"
 _MAX_METADATA = 2048
 _DEFAULT_TYPE = "binary/octet-stream"
 _STORAGE_CLASSES = frozenset(("STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING"))
-#: they grant nothing to anybody but the owner's project
-_PRIVATE_ACLS = frozenset(("private", "aws-exec-read", "bucket-owner-read", "bucket-owner-full-control"))
 #: ignoring these would promise what is not kept
 _NOT_OFFERED = {
-    "x-amz-tagging": "Tagging", "x-amz-object-lock-mode": "Object lock",
+    "x-amz-object-lock-mode": "Object lock",
     "x-amz-object-lock-retain-until-date": "Object lock", "x-amz-object-lock-legal-hold": "Object lock",
     "x-amz-website-redirect-location": "Website redirection", "x-amz-write-offset-bytes": "Appending",
     "x-amz-server-side-encryption-customer-algorithm": "Server side encryption with your key",
@@ -26,20 +24,8 @@ _NOT_OFFERED = {
 }
 
 
-def check_acl(headers: HTTPHeaders) -> None:
-    """Refuse what would share an object or bucket with others; :raises NotImplementedYet, InvalidArgument:"""
-    acl = headers.get("x-amz-acl")
-    if acl is not None and acl not in _PRIVATE_ACLS:
-        if acl in ("public-read", "public-read-write", "authenticated-read", "log-delivery-write"):
-            raise errors.NotImplementedYet(what=f"The canned ACL {acl}")
-        raise errors.InvalidArgument(reason="x-amz-acl is no canned ACL")
-    if any(name.lower().startswith("x-amz-grant-") for name in headers):
-        raise errors.NotImplementedYet(what="Granting access")
-
-
 def check_offered(headers: HTTPHeaders) -> None:
     """Refuse what an object cannot have here; :raises NotImplementedYet, InvalidArgument:"""
-    check_acl(headers)
     for name, what in _NOT_OFFERED.items():
         if name in headers:
             raise errors.NotImplementedYet(what=what)
@@ -96,6 +82,8 @@ def of_object(found: Object, params: dict[str, str], with_checksums: bool) -> di
     headers = {"ETag": f'"{found.etag}"', "Last-Modified": http_time(found.modified), "Accept-Ranges": "bytes",
                **found.headers}
     headers |= {_META + name: value for name, value in found.metadata.items()}
+    if found.tags:
+        headers["x-amz-tagging-count"] = str(len(found.tags))
     if found.storage_class != "STANDARD":
         headers["x-amz-storage-class"] = found.storage_class
     if with_checksums:
@@ -107,6 +95,11 @@ def of_object(found: Object, params: dict[str, str], with_checksums: bool) -> di
                 raise errors.InvalidArgument(reason=f"{parameter} is not valid")
             headers[name] = value
     return headers
+
+
+def of_version(bucket: Bucket, found: Object) -> dict[str, str]:
+    """The header that tells a version's id, where there may be several: clients take it for a sign of that."""
+    return {"x-amz-version-id": versions.shown(found)} if bucket.versioning or found.version_id else {}
 
 
 def of_checksums(found: Object) -> dict[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nova import exception, process
-from nova.objectstore import checksums, errors, multipart, objects
+from nova.objectstore import checksums, errors, lifecycle, multipart, objects, tags
 from nova.objectstore import models as records
 from nova.objectstore.body import MAX_UPLOAD, Received, Target
 from nova.objectstore.files import Undo, Writer
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _COPY_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{1,15})")
 #: seconds after which a client that waits for CompleteMultipartUpload is shown that it goes on, and between such signs
 _PATIENCE = 10.0
+#: how many versions of a key may have come since an upload was completed whose client asks again
+_RECENT = 100
 
 
 class CreateMultipartUpload(Operation):
@@ -32,6 +34,8 @@ class CreateMultipartUpload(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.tags = tags.from_header(self.headers)
+        self.acl = self.new_acl()
         self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         default = checksums.FULL_OBJECT if self.algorithm == "CRC64NVME" else checksums.COMPOSITE
         self.type = self.headers.get("x-amz-checksum-type", default if self.algorithm else "")
@@ -47,7 +51,7 @@ class CreateMultipartUpload(Operation):
             multipart.new_id(), bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
             user_id=self.bucket.user_id, initiated=time.time(), headers=object_headers.content(self.headers),
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
-            checksum_algorithm=self.algorithm, checksum_type=self.type)
+            checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags, acl=self.acl)
         await multipart.create(self.call.store, self.bucket, upload)
         response = xml("CreateMultipartUpload", {
             "Bucket": self.bucket.id, "Key": self.target.key, "UploadId": upload.id})
@@ -123,7 +127,7 @@ class UploadPartCopy(Operation):
 
     async def run(self, received: Received) -> Response:
         files = self.call.files
-        source = await open_source(self, *self.source)
+        told, source = await open_source(self, *self.source)
         start, length = self._range(source.size)
         writer = await process.wait(files.pool.run(files.new, f"p-{records.part_id(self.upload.id, self.number)}"))
         try:
@@ -135,8 +139,10 @@ class UploadPartCopy(Operation):
         with Undo(files, writer.name):
             part = multipart.new_part(self.upload, self.number, writer.name, copied.size, copied.md5, copied.checksums)
             await multipart.put_part(self.call.store, files, self.upload, part)
-        return xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
-                                      **checksums.members(part.checksums)})
+        response = xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
+                                          **checksums.members(part.checksums)})
+        response.headers |= told
+        return response
 
     def _range(self, size: int) -> tuple[int, int]:
         header = self.headers.get("x-amz-copy-source-range")
@@ -174,6 +180,7 @@ class CompleteMultipartUpload(Operation):
     """POST object?uploadId."""
 
     max_body = 8 << 20
+    sums_of_body = False  # they are of the object
 
     async def run(self, received: Received) -> Response:
         listed = self._listed()
@@ -183,8 +190,7 @@ class CompleteMultipartUpload(Operation):
             return self._result(await self._completed_before())
         may_replace = objects.write_check(self.headers)
         chosen = multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
-        if not chosen:
-            raise errors.MalformedXML()
+        self._check_announced(upload, sum(part.size for part in chosen))
         given = {name: checksums.encode(digest) for name, digest in checksums.given(self.headers).items()}
         task = asyncio.ensure_future(multipart.complete(self.call.store, self.call.files, self.bucket, upload, chosen,
                                                         given, may_replace))
@@ -192,6 +198,20 @@ class CompleteMultipartUpload(Operation):
         if done:
             return self._result(task.result())
         return Response(headers={"Content-Type": "application/xml"}, body=self._signs_of_life(task))
+
+    def _check_announced(self, upload: records.Upload, size: int) -> None:
+        """Compare what the headers say of the object; :raises InvalidRequest:"""
+        if "x-amz-mp-object-size" in self.headers:
+            given = number(dict(self.headers), "X-Amz-Mp-Object-Size", 0, 0, multipart.MAX_OBJECT)
+            if given != size:
+                raise errors.InvalidRequest(
+                    reason=f"The provided 'x-amz-mp-object-size' header value {given} does not match what was "
+                           f"computed: {size}")
+        kind = self.headers.get("x-amz-checksum-type")
+        if kind is not None and upload.checksum_type and kind != upload.checksum_type:
+            raise errors.InvalidRequest(
+                reason=f"The upload was created using the {upload.checksum_type} checksum mode. The complete request "
+                       "must use the same checksum mode.")
 
     def _listed(self) -> list[multipart.Listed]:
         listed = []
@@ -207,13 +227,19 @@ class CompleteMultipartUpload(Operation):
 
     async def _completed_before(self) -> records.Object:
         """The object, if this upload became it: the client did not get the first answer, and asks again."""
-        found = await self.call.store.get(records.Object, records.object_id(self.bucket.id, self.target.key))
-        if found is None or found.upload_id != self.target.params["uploadId"]:
-            raise errors.NoSuchUpload()
-        return found
+        store, key = self.call.store, self.target.key
+        found = [await objects.find(store, self.bucket.id, key)]
+        if self.bucket.versioning:
+            found += await objects.older_versions(store, self.bucket, key, _RECENT)
+        for version in found:
+            if version and version.upload_id == self.target.params["uploadId"]:
+                return version
+        raise errors.NoSuchUpload()
 
     def _result(self, new: records.Object) -> Response:
-        return xml("CompleteMultipartUpload", self._members(new))
+        response = xml("CompleteMultipartUpload", self._members(new))
+        response.headers |= {**object_headers.of_version(self.bucket, new), **lifecycle.headers(self.bucket, new)}
+        return response
 
     def _members(self, new: records.Object) -> dict[str, Any]:
         return {"Location": f"{self.call.url}{self.target.path}", "Bucket": new.bucket, "Key": new.key,

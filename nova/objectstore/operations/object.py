@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 
 from nova import process
-from nova.auth import rbac
-from nova.objectstore import buckets, checksums, conditions, errors, objects
+from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Files, Undo, Writer
 from nova.objectstore.models import Object, object_id
@@ -17,13 +16,6 @@ from nova.objectstore.request import copy_source, number
 _BLOCK = 256 << 10
 #: how often an object is looked up again whose file was replaced between reading the record and opening the file
 _TURNS = 3
-
-
-def check_version(params: dict[str, str]) -> None:
-    """The only version of an object is 'null'; :raises NoSuchVersion, InvalidArgument:"""
-    version = params.get("versionId")
-    if version is not None and version != "null":
-        raise errors.NoSuchVersion()
 
 
 class PutObject(Upload):
@@ -40,10 +32,12 @@ class PutObject(Upload):
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
         object_headers.metadata(self.headers)
+        self.tags = tags.from_header(self.headers)
+        self.acl = self.new_acl()
         self.may_replace = objects.write_check(self.headers)
         old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
-        self.may_replace(old)
-        await self.check_room(old.size if old else 0)
+        self.may_replace(versions.live(old))
+        await self.check_room(versions.replaces(self.bucket.versioning, old))
 
     @property
     def wanted_checksums(self) -> frozenset[str]:
@@ -61,9 +55,11 @@ class PutObject(Upload):
                 project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
                 size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
                 headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums)
-            await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
-        return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_checksums(new)})
+                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
+                acl=self.acl)
+            new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
+        return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
+                                 **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
 
     async def abandon(self) -> None:
         if self.writer:
@@ -75,11 +71,19 @@ class CopyObject(Operation):
 
     async def check(self) -> None:
         object_headers.check_offered(self.headers)
+        self.acl = self.new_acl()
         self.directive = self.headers.get("x-amz-metadata-directive", "COPY").upper()
         if self.directive not in ("COPY", "REPLACE"):
             raise errors.InvalidArgument(reason="Unknown metadata directive.")
+        self.tagging = self.headers.get("x-amz-tagging-directive", "COPY").upper()
+        if self.tagging not in ("COPY", "REPLACE"):
+            raise errors.InvalidArgument(reason="Unknown tagging directive.")
+        self.tags = tags.from_header(self.headers)
+        self.algorithm = object_headers.checksum_algorithm(self.headers, "x-amz-checksum-algorithm")
         self.source = copy_source(self.headers["x-amz-copy-source"])
-        if self.source == (self.bucket.id, self.target.key) and self.directive == "COPY":
+        onto_itself = self.source[:2] == (self.bucket.id, self.target.key)
+        names_a_version = self.bucket.versioning and self.source[2] is not None
+        if onto_itself and self.directive == "COPY" and not names_a_version:
             raise errors.InvalidRequest(
                 reason="This copy request is illegal because it is trying to copy an object to itself without "
                        "changing the object's metadata, storage class, website redirect location or encryption "
@@ -88,10 +92,10 @@ class CopyObject(Operation):
     async def run(self, received: Received) -> Response:
         files = self.call.files
         id = object_id(self.bucket.id, self.target.key)
-        source, file = await self._link(f"o-{id}")
+        told, source, file = await self._link(f"o-{id}")
         with Undo(files, file):
             replace = self.directive == "REPLACE"
-            whole = source.checksum_type == "FULL_OBJECT"
+            sums = await self._checksums(source, file)
             new = Object(
                 id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
                 user_id=self.bucket.user_id, file=file, size=source.size, md5=source.md5, sha256=source.sha256,
@@ -99,53 +103,81 @@ class CopyObject(Operation):
                 headers=object_headers.content(self.headers) if replace else source.headers,
                 metadata=object_headers.metadata(self.headers) if replace else source.metadata,
                 storage_class=object_headers.storage_class(self.headers),
-                checksums=source.checksums if whole else {})
-            await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
-        return xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
-                                  **checksums.members(new.checksums)})
+                checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags, acl=self.acl)
+            new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
+        response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
+                                      **checksums.members(new.checksums),
+                                      "ChecksumType": new.checksum_type if new.checksums else None})
+        response.headers |= {**told, **object_headers.of_version(self.bucket, new),
+                             **lifecycle.headers(self.bucket, new)}
+        return response
 
+    async def _checksums(self, source: Object, file: str) -> dict[str, str]:
+        """The checksum of the copy, which is of the whole object: what the source has of the algorithm asked for, or
+        computed from the bytes; without one asked for, of the source's."""
+        known = source.checksums if source.checksum_type == checksums.FULL_OBJECT else {}
+        wanted = self.algorithm or next(iter(source.checksums), "")
+        if wanted in known or not wanted:
+            return {wanted: known[wanted]} if self.algorithm else known
+        hasher = checksums.hasher(wanted)
 
-    async def _link(self, owner: str) -> tuple[Object, str]:
-        """The source, and a new name for its file."""
+        def compute() -> str:
+            for block in self.call.files.read(file):
+                hasher.update(block)
+            return checksums.encode(hasher.digest())
+        return {wanted: await process.wait(self.call.files.pool.run(compute))}
+
+    async def _link(self, owner: str) -> tuple[dict[str, str], Object, str]:
+        """What the answer tells of the source, the source, and a new name for its file."""
         files = self.call.files
         for _ in range(_TURNS):
-            source = await open_source(self, *self.source)
+            told, source = await open_source(self, *self.source)
             try:
-                return source, await process.wait(files.pool.run(files.link, source.file, owner))
+                return told, source, await process.wait(files.pool.run(files.link, source.file, owner))
             except FileNotFoundError:
                 continue
         raise errors.InternalError()
 
 
-async def open_source(operation: Operation, bucket: str, key: str) -> Object:
-    """The object to copy from.
+async def open_source(operation: Operation, bucket: str, key: str,
+                      version: str | None) -> tuple[dict[str, str], Object]:
+    """The headers that tell which version is copied, and the object to copy from.
 
-    :raises NoSuchBucket, NoSuchKey, AccessDenied, PreconditionFailed:
+    :raises NoSuchBucket, NoSuchKey, NoSuchVersion, AccessDenied, PreconditionFailed:
+    :raises InvalidRequest: this version is a delete marker
     """
     owner = await buckets.get(operation.call.store, bucket)
-    if not rbac.allows(operation.call.identity, "GetObject", owner.user_id, owner.project_id):
-        raise errors.AccessDenied()
-    source = await objects.open_object(operation.call.store, bucket, key)
+    try:
+        source = await operation.authorize("GetObject", owner, key, version)
+        source = source or await objects.open_object(operation.call.store, bucket, key, version)
+    except errors.VersionIsMarker:
+        raise errors.InvalidRequest(reason="The source of a copy request may not specifically refer to a delete "
+                                           "marker by version id.") from None
+    except (errors.NoSuchKey, errors.NoSuchVersion) as error:
+        if not operation.may_list(owner):
+            raise errors.AccessDenied() from None
+        if isinstance(error, errors.KeyIsDeleted):
+            raise errors.NoSuchKey() from None  # its headers would speak of the copy
+        raise
     conditions.check_copy(operation.headers, source.etag, source.modified)
-    return source
+    return {f"x-amz-copy-source-{name.removeprefix('x-amz-')}": value
+            for name, value in object_headers.of_version(owner, source).items()}, source
 
 
 class GetObject(Operation):
     """GET and HEAD object, whole or one range or part of it."""
 
-    async def check(self) -> None:
-        check_version(self.target.params)
-
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
         for _ in range(_TURNS):
-            found = await objects.open_object(self.call.store, self.bucket.id, self.target.key)
+            found = await self.existing()
             response, start, length = self._describe(found)
             if not with_body:
                 return response
             try:
                 file = await process.wait(self.call.files.pool.run(open, found.path, "rb", 0))
             except FileNotFoundError:
+                await self.admit()  # another object has its key now, which may have another access control list
                 continue
             response.body = FileBody(self.call.files, file, start, length)
             return response
@@ -158,11 +190,13 @@ class GetObject(Operation):
             chosen = part or conditions.parse_range(self.headers.get("Range"), found.size)
         except errors.NotModified as error:
             headers = object_headers.of_object(found, {}, False)
-            return Response(error.status, {n: headers[n] for n in ("ETag", "Last-Modified")}), 0, 0
+            return Response(error.status, {**{n: headers[n] for n in ("ETag", "Last-Modified")},
+                                           **object_headers.of_version(self.bucket, found)}), 0, 0
         start, length = chosen or (0, found.size)
         whole = length == found.size
         with_checksums = whole and self.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
         headers = object_headers.of_object(found, self.target.params, with_checksums)
+        headers |= {**object_headers.of_version(self.bucket, found), **lifecycle.headers(self.bucket, found)}
         headers["Content-Length"] = str(length)
         if part and found.part_sizes:
             headers["x-amz-mp-parts-count"] = str(len(found.part_sizes))
@@ -212,14 +246,19 @@ class FileBody(AsyncIterator[bytes]):
 class DeleteObject(Operation):
     """DELETE object; it is no error if there is none."""
 
-    async def check(self) -> None:
-        check_version(self.target.params)
-
     async def run(self, received: Received) -> Response:
         match = self.headers.get("If-Match")
 
         def may_delete(old: Object | None) -> None:
             if match is not None and old is not None:
                 conditions.check_write({"If-Match": match}, old.etag)
-        await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, may_delete)
-        return Response(204)
+        removed = await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, self.version,
+                                       may_delete)
+        headers = {}
+        if self.version is not None:
+            headers["x-amz-version-id"] = self.version
+        elif removed and removed.is_marker:
+            headers["x-amz-version-id"] = versions.shown(removed)
+        if removed and removed.is_marker:
+            headers["x-amz-delete-marker"] = "true"
+        return Response(204, headers)

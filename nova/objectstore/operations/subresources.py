@@ -5,30 +5,19 @@ Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go 
 
 from nova.objectstore import errors
 from nova.objectstore.body import Received
-from nova.objectstore.models import Object, object_id
-from nova.objectstore.operations.base import Operation, Response, owner, xml
-from nova.objectstore.operations.headers import check_acl
+from nova.objectstore.operations.base import Operation, Response, xml
 
 #: sub-resource of a bucket -> code and text of the error when it is not set
 _NOT_SET = {
-    "policy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "policyStatus": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
-    "cors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "tagging": ("NoSuchTagSet", "The TagSet does not exist"),
-    "lifecycle": ("NoSuchLifecycleConfiguration", "The lifecycle configuration does not exist"),
     "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
     "encryption": ("ServerSideEncryptionConfigurationNotFoundError",
                    "The server side encryption configuration was not found"),
     "replication": ("ReplicationConfigurationNotFoundError", "The replication configuration was not found"),
-    "publicAccessBlock": ("NoSuchPublicAccessBlockConfiguration",
-                          "The public access block configuration was not found"),
-    "ownershipControls": ("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
     "object-lock": ("ObjectLockConfigurationNotFoundError",
                     "Object Lock configuration does not exist for this bucket"),
 }
 #: sub-resource of a bucket -> operation of the model that gets it, and the answer when it is not set
 _EMPTY: dict[str, tuple[str, dict[str, str]]] = {
-    "versioning": ("GetBucketVersioning", {}),
     "logging": ("GetBucketLogging", {}),
     "notification": ("GetBucketNotificationConfiguration", {}),
     "accelerate": ("GetBucketAccelerateConfiguration", {}),
@@ -39,6 +28,14 @@ _LISTS = {
     "inventory": "ListBucketInventoryConfigurations", "analytics": "ListBucketAnalyticsConfigurations",
     "metrics": "ListBucketMetricsConfigurations",
     "intelligent-tiering": "ListBucketIntelligentTieringConfigurations",
+}
+#: what sub-resources are about that S3 has and this object store has not
+_FEATURES = {
+    "object-lock": "Object lock", "legal-hold": "Object lock: legal hold", "retention": "Object lock: retention",
+    "torrent": "Distribution by BitTorrent", "restore": "Restoring from an archive",
+    "select": "Querying the content of objects", "renameObject": "Renaming objects",
+    "session": "A session of a directory bucket", "website": "Website hosting", "replication": "Replication",
+    "logging": "Access logging", "notification": "Event notification", "encryption": "Choosing an encryption",
 }
 
 
@@ -72,76 +69,6 @@ class DeleteBucketConfiguration(Operation):
         return Response(204)
 
 
-class _OfObject(Operation):
-    """A sub-resource of an object that must be there."""
-
-    async def check(self) -> None:
-        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
-            raise errors.NoSuchKey()
-
-
-class GetObjectTagging(_OfObject):
-    """GET object?tagging: no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return xml("GetObjectTagging", {"TagSet": []})
-
-
-class DeleteObjectTagging(_OfObject):
-    """DELETE object?tagging: there are no tags."""
-
-    async def run(self, received: Received) -> Response:
-        return Response(204)
-
-
-def _acl(operation: str, project_id: str) -> Response:
-    return xml(operation, {
-        "Owner": owner(project_id),
-        "Grants": [{"Grantee": {"Type": "CanonicalUser", **owner(project_id)}, "Permission": "FULL_CONTROL"}]})
-
-
-class GetBucketAcl(Operation):
-    """GET bucket?acl: the owner may do everything."""
-
-    async def run(self, received: Received) -> Response:
-        return _acl("GetBucketAcl", self.bucket.project_id)
-
-
-class GetObjectAcl(_OfObject):
-    """GET object?acl: the owner may do everything."""
-
-    async def run(self, received: Received) -> Response:
-        return _acl("GetObjectAcl", self.bucket.project_id)
-
-
-class PutBucketAcl(Operation):
-    """PUT bucket?acl: only what gives nobody else anything."""
-
-    max_body = 1 << 20
-
-    async def check(self) -> None:
-        check_acl(self.headers)
-
-    async def run(self, received: Received) -> Response:
-        if self.body.data.strip():
-            grants = [(grant.get("Grantee", {}).get("ID"), grant.get("Permission"))
-                      for grant in self.document("PutBucketAcl").get("Grants", [])]
-            if any(grant != (self.bucket.project_id, "FULL_CONTROL") for grant in grants):
-                raise errors.NotImplementedYet(what="Granting access")
-        elif "x-amz-acl" not in self.headers:
-            raise errors.MissingRequestBody()
-        return Response()
-
-
-class PutObjectAcl(PutBucketAcl):
-    """PUT object?acl: only what gives nobody else anything."""
-
-    async def check(self) -> None:
-        await super().check()
-        if await self.call.store.get(Object, object_id(self.bucket.id, self.target.key)) is None:
-            raise errors.NoSuchKey()
-
-
 class NotOffered(Operation):
     """What S3 has and this object store has not; said to whoever may know that the bucket is there."""
 
@@ -149,4 +76,7 @@ class NotOffered(Operation):
     action = "HeadBucket"
 
     async def check(self) -> None:
-        raise errors.NotImplementedYet(what=f"{self.call.method} of the sub-resource {self.target.sub_resource}")
+        name = self.target.sub_resource
+        what = _FEATURES.get(name)
+        raise errors.NotImplementedYet(
+            what=f"{what} ({self.call.method} ?{name})" if what else f"{self.call.method} of the sub-resource {name}")
