@@ -43,6 +43,7 @@ class Record:
 
 
 R = TypeVar("R", bound=Record)
+R2 = TypeVar("R2", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,14 @@ def _encode_bool(value: bool) -> str:
     return "1" if value else "0"
 
 
+def _loads(value: str) -> Any:
+    return {} if value == "{}" else [] if value == "[]" else json.loads(value)
+
+
 _dumps = functools.partial(json.dumps, separators=(",", ":"), ensure_ascii=False)
 _CODECS: dict[Any, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     str: (_identity, _identity), int: (str, int), float: (repr, float), bool: (_encode_bool, _decode_bool),
-    dict: (_dumps, json.loads), list: (_dumps, json.loads),
+    dict: (_dumps, _loads), list: (_dumps, _loads),
 }
 
 
@@ -341,17 +346,41 @@ class Store:
         return found[0] if found else None
 
     async def get_many(self, cls: type[R], ids: Iterable[str], at_once: bool = False) -> list[R]:
-        """Records in the order of their ids, in one round trip; those that do not exist are left out.
+        """Records in the order of their ids, as :meth:`hashes` reads them; those that do not exist are left out.
 
         :param at_once: they are as they were at one moment, for records that move from one id to another
         """
         schema = _schemas[cls]
-        pipeline = self.redis.pipeline(transaction=at_once)
-        for id in ids:
-            pipeline.hgetall(schema.key(id))
-        if not len(pipeline):
-            return []
-        return [_decode(cls, schema, row) for row in await self._try(pipeline.execute()) if row]
+        rows = await self.hashes([schema.key(id) for id in ids], at_once)
+        return [_decode(cls, schema, row) for row in rows if row]
+
+    async def hashes(self, keys: Sequence[str], at_once: bool = False) -> list[dict[bytes, bytes]]:
+        """Hashes of any kind, 1,000 in a round trip; empty ones where there is none.
+
+        :param at_once: they are as they were at one moment, and come in one round trip
+        """
+        if len(keys) == 1:
+            return [await self._try(typing.cast(Awaitable[Any], self.redis.hgetall(keys[0])))]
+        rows: list[dict[bytes, bytes]] = []
+        step = max(len(keys), 1) if at_once else _HASHES_AT_A_TIME
+        for start in range(0, len(keys), step):
+            # one answer is read faster than many
+            found = await self.script(_HASHES, [key.encode() for key in keys[start:start + step]])
+            rows += [dict(zip(row[::2], row[1::2], strict=True)) for row in found]
+        return rows
+
+    async def get_two(self, cls: type[R], id: str, other: type[R2], other_id: str) -> tuple[R | None, R2 | None]:
+        """Two records of any kinds, in one round trip; None for what does not exist."""
+        first, second = await self.hashes([_schemas[cls].key(id), _schemas[other].key(other_id)])
+        return (_decode(cls, _schemas[cls], first) if first else None,
+                _decode(other, _schemas[other], second) if second else None)
+
+    async def get_with(self, cls: type[R], ids: Sequence[str], keys: Sequence[str],
+                       ) -> tuple[list[R], list[dict[bytes, bytes]]]:
+        """Records, and hashes that are none, in one round trip."""
+        schema = _schemas[cls]
+        rows = await self.hashes([*map(schema.key, ids), *keys])
+        return [_decode(cls, schema, row) for row in rows[:len(ids)] if row], rows[len(ids):]
 
     async def get_fields(self, cls: type[Record], ids: Iterable[str], names: Sequence[str]) -> list[tuple[Any, ...]]:
         """Some fields of many records, in one round trip; records that do not exist, or lack one, are left out."""
@@ -473,6 +502,13 @@ class Store:
             raise exception.DatastoreUnavailable() from error
 
 
+#: others wait while Redis runs a script, so that one does not read all instances of a cloud
+_HASHES_AT_A_TIME = 1000
+_HASHES = """
+local rows = {}
+for n, key in ipairs(ARGV) do rows[n] = redis.call('HGETALL', key) end
+return rows
+"""
 _SEED = """
 if redis.call('SETNX', ARGV[2], '1') == 1 then
   for _, item in ipairs(cjson.decode(ARGV[3])) do redis.call('RPUSH', ARGV[1], item) end
@@ -503,8 +539,13 @@ async def _patiently(operation: Awaitable[Any]) -> Any:
 
 def _decode(cls: type[R], schema: _Schema, row: dict[bytes, bytes]) -> R:
     decoders = schema.decoders
-    return cls(**{found[0]: found[1](value.decode()) for found, value in
-                  ((decoders.get(name), value) for name, value in row.items()) if found is not None})
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        found = decoders.get(name)
+        if found is not None:
+            text = value.decode()
+            values[found[0]] = text if found[1] is _identity else found[1](text)
+    return cls(**values)
 
 
 def open_store(url: str) -> Store:
