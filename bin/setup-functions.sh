@@ -19,14 +19,15 @@ PACKAGES_CLOUD="libvirt-daemon:/usr/sbin/libvirtd libvirt-daemon-system: libvirt
 PACKAGES_BUILD="gcc:gcc libc6-dev:/usr/include/stdio.h swig:swig libssl-dev:/usr/include/openssl/ssl.h"
 PACKAGES_BUILD_LIBVIRT="pkg-config:pkg-config libvirt-dev:/usr/include/libvirt/libvirt.h"
 PACKAGES_TESTS="rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server slapd:/usr/sbin/slapd ldap-utils:ldapsearch
-    python3-boto:/usr/lib/python3/dist-packages/boto s3cmd:s3cmd zsh:zsh unzip:unzip"
+    python3-boto:/usr/lib/python3/dist-packages/boto s3cmd:s3cmd zsh:zsh unzip:unzip
+    nginx-light:nginx libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so"
 # clients that the object store is tried with: rclone and s3fs as they are; nodejs runs Amazon's SDK for JavaScript, npm
 # fetches it
 PACKAGES_TESTS_S3="rclone:rclone s3fs:s3fs nodejs:node npm:npm"
 # services of those packages; Nova starts servers of its own and needs none of these to run
 SERVICES="redis-server.service slapd.service rabbitmq-server.service libvirtd.service libvirtd.socket
     libvirtd-ro.socket libvirtd-admin.socket virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.service
-    virtlockd.socket virtlockd-admin.socket libvirt-guests.service"
+    virtlockd.socket virtlockd-admin.socket libvirt-guests.service nginx.service"
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK="Made by Nova's run.sh while it installs packages; may be removed."
 

@@ -43,6 +43,7 @@ class Record:
 
 
 R = TypeVar("R", bound=Record)
+R2 = TypeVar("R2", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class _Schema:
     indexes: tuple[str, ...]
     listed: bool
     codecs: dict[str, tuple[Callable[[Any], str], Callable[[str], Any]]]
+    defaults: dict[str, Callable[[], Any]]
 
     @functools.cached_property
     def decoders(self) -> dict[bytes, tuple[str, Callable[[str], Any]]]:
@@ -73,6 +75,17 @@ class _Schema:
 _schemas: dict[type, _Schema] = {}
 
 
+def _defaults(cls: type["Record"]) -> dict[str, Callable[[], Any]]:
+    """What makes the default of each field that has one."""
+    made: dict[str, Callable[[], Any]] = {}
+    for f in dataclasses.fields(cls):
+        if f.default_factory is not dataclasses.MISSING:
+            made[f.name] = f.default_factory
+        elif f.default is not dataclasses.MISSING:
+            made[f.name] = functools.partial(_identity, f.default)
+    return made
+
+
 def record(kind: str, indexes: tuple[str, ...] = (), listed: bool = True) -> Callable[[type[R]], type[R]]:
     """Declare a dataclass a record.
 
@@ -83,7 +96,7 @@ def record(kind: str, indexes: tuple[str, ...] = (), listed: bool = True) -> Cal
     def decorate(cls: type[R]) -> type[R]:
         hints = typing.get_type_hints(cls)
         codecs = {f.name: _codec(hints[f.name]) for f in dataclasses.fields(cls)}
-        _schemas[cls] = _Schema(kind, indexes, listed, codecs)
+        _schemas[cls] = _Schema(kind, indexes, listed, codecs, _defaults(cls))
         return cls
     return decorate
 
@@ -129,10 +142,14 @@ def _encode_bool(value: bool) -> str:
     return "1" if value else "0"
 
 
+def _loads(value: str) -> Any:
+    return {} if value == "{}" else [] if value == "[]" else json.loads(value)
+
+
 _dumps = functools.partial(json.dumps, separators=(",", ":"), ensure_ascii=False)
 _CODECS: dict[Any, tuple[Callable[[Any], str], Callable[[str], Any]]] = {
     str: (_identity, _identity), int: (str, int), float: (repr, float), bool: (_encode_bool, _decode_bool),
-    dict: (_dumps, json.loads), list: (_dumps, json.loads),
+    dict: (_dumps, _loads), list: (_dumps, _loads),
 }
 
 
@@ -341,29 +358,57 @@ class Store:
         return found[0] if found else None
 
     async def get_many(self, cls: type[R], ids: Iterable[str], at_once: bool = False) -> list[R]:
-        """Records in the order of their ids, in one round trip; those that do not exist are left out.
+        """Records in the order of their ids, as :meth:`hashes` reads them; those that do not exist are left out.
 
         :param at_once: they are as they were at one moment, for records that move from one id to another
         """
         schema = _schemas[cls]
-        pipeline = self.redis.pipeline(transaction=at_once)
-        for id in ids:
-            pipeline.hgetall(schema.key(id))
-        if not len(pipeline):
-            return []
-        return [_decode(cls, schema, row) for row in await self._try(pipeline.execute()) if row]
+        rows = await self.hashes([schema.key(id) for id in ids], at_once)
+        return [_decode(cls, schema, row) for row in rows if row]
+
+    async def hashes(self, keys: Sequence[str], at_once: bool = False) -> list[dict[bytes, bytes]]:
+        """Hashes of any kind, 1,000 in a round trip; empty ones where there is none.
+
+        :param at_once: they are as they were at one moment, and come in one round trip
+        """
+        if len(keys) == 1:
+            return [await self._try(typing.cast(Awaitable[Any], self.redis.hgetall(keys[0])))]
+        rows: list[dict[bytes, bytes]] = []
+        step = max(len(keys), 1) if at_once else _HASHES_AT_A_TIME
+        for start in range(0, len(keys), step):
+            # one answer is read faster than many
+            found = await self.script(_HASHES, [key.encode() for key in keys[start:start + step]])
+            rows += [dict(zip(row[::2], row[1::2], strict=True)) for row in found]
+        return rows
+
+    async def get_two(self, cls: type[R], id: str, other: type[R2], other_id: str) -> tuple[R | None, R2 | None]:
+        """Two records of any kinds, in one round trip; None for what does not exist."""
+        first, second = await self.hashes([_schemas[cls].key(id), _schemas[other].key(other_id)])
+        return (_decode(cls, _schemas[cls], first) if first else None,
+                _decode(other, _schemas[other], second) if second else None)
+
+    async def get_with(self, cls: type[R], ids: Sequence[str], keys: Sequence[str],
+                       ) -> tuple[list[R], list[dict[bytes, bytes]]]:
+        """Records, and hashes that are none, in one round trip."""
+        schema = _schemas[cls]
+        rows = await self.hashes([*map(schema.key, ids), *keys])
+        return [_decode(cls, schema, row) for row in rows[:len(ids)] if row], rows[len(ids):]
 
     async def get_fields(self, cls: type[Record], ids: Iterable[str], names: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Some fields of many records, in one round trip; records that do not exist, or lack one, are left out."""
+        """Some fields of many records, 1,000 in a round trip; records that do not exist are left out.
+
+        What a record lacks, because it was stored before the field was declared, has its default, as in :meth:`get`; a
+        record that lacks a field without one is left out.
+        """
         schema = _schemas[cls]
-        decoders = [schema.codecs[name][1] for name in names]
-        pipeline = self.redis.pipeline(transaction=False)
-        for id in ids:
-            pipeline.hmget(schema.key(id), list(names))
-        if not len(pipeline):
-            return []
-        return [tuple(decode(value.decode()) for decode, value in zip(decoders, row, strict=True))
-                for row in await self._try(pipeline.execute()) if None not in row]
+        keys = [schema.key(id).encode() for id in ids]
+        head = [str(len(names)).encode(), *(name.encode() for name in names)]
+        columns = [(schema.codecs[name][1], schema.defaults.get(name)) for name in names]
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(keys), _HASHES_AT_A_TIME):
+            rows = await self.script(_FIELDS, [*head, *keys[start:start + _HASHES_AT_A_TIME]])
+            found += [values for id, *row in rows if id is not None and (values := _decode_some(columns, row))]
+        return found
 
     async def ids(self, cls: type[Record], **where: str) -> list[str]:
         """The ids of all records, or of those that have all of these values in indexed fields, sorted."""
@@ -473,6 +518,20 @@ class Store:
             raise exception.DatastoreUnavailable() from error
 
 
+#: others wait while Redis runs a script, so that one does not read all instances of a cloud
+_HASHES_AT_A_TIME = 1000
+_HASHES = """
+local rows = {}
+for n, key in ipairs(ARGV) do rows[n] = redis.call('HGETALL', key) end
+return rows
+"""
+_FIELDS = """
+local names = {'id'}
+for n = 1, tonumber(ARGV[1]) do names[n + 1] = ARGV[n + 1] end
+local rows = {}
+for n = #names + 1, #ARGV do rows[#rows + 1] = redis.call('HMGET', ARGV[n], unpack(names)) end
+return rows
+"""
 _SEED = """
 if redis.call('SETNX', ARGV[2], '1') == 1 then
   for _, item in ipairs(cjson.decode(ARGV[3])) do redis.call('RPUSH', ARGV[1], item) end
@@ -503,8 +562,27 @@ async def _patiently(operation: Awaitable[Any]) -> Any:
 
 def _decode(cls: type[R], schema: _Schema, row: dict[bytes, bytes]) -> R:
     decoders = schema.decoders
-    return cls(**{found[0]: found[1](value.decode()) for found, value in
-                  ((decoders.get(name), value) for name, value in row.items()) if found is not None})
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        found = decoders.get(name)
+        if found is not None:
+            text = value.decode()
+            values[found[0]] = text if found[1] is _identity else found[1](text)
+    return cls(**values)
+
+
+def _decode_some(columns: Sequence[tuple[Callable[[str], Any], Callable[[], Any] | None]],
+                 row: Sequence[bytes | None]) -> tuple[Any, ...] | None:
+    """Some fields of a record; None if one is not there and has no default."""
+    values = []
+    for value, (decode, default) in zip(row, columns, strict=True):
+        if value is not None:
+            values.append(decode(value.decode()))
+        elif default is not None:
+            values.append(default())
+        else:
+            return None
+    return tuple(values)
 
 
 def open_store(url: str) -> Store:

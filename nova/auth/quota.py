@@ -11,7 +11,6 @@ Who makes things asks for the :class:`Allowance` of user and project, claims wit
 (:meth:`Allowance.claim`), and gives back with :func:`give`.  A new kind of thing adds a line to :data:`LIMITS`.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -189,7 +188,8 @@ async def allowance(store: Store, project_id: str, user_id: str) -> Allowance:
 
 
 async def _read(store: Store, accounts: list[str]) -> Allowance:
-    stored, used = await asyncio.gather(store.get_many(Quota, accounts), _counters(store, accounts))
+    stored, rows = await store.get_with(Quota, accounts, [PREFIX + _key(of) for of in accounts])
+    used = {of: _counts(row) for of, row in zip(accounts, rows, strict=True)}
     overrides = {quota.id: quota.values for quota in stored}
     return Allowance({of: overrides.get(of, {}) for of in accounts}, used)
 
@@ -200,8 +200,11 @@ async def _counters(store: Store, accounts: Iterable[str]) -> dict[str, dict[str
     for of in names:
         pipeline.hgetall(PREFIX + _key(of))
     rows = await store.attempt(pipeline.execute()) if names else []
-    return {of: {name.decode(): int(value) for name, value in row.items()}
-            for of, row in zip(names, rows, strict=True)}
+    return {of: _counts(row) for of, row in zip(names, rows, strict=True)}
+
+
+def _counts(row: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in row.items()}
 
 
 def is_limit(error: exception.Exhausted) -> bool:

@@ -12,7 +12,7 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from nova import exception, service
+from nova import exception, proxy, service
 from nova.auth.claims import SignedRequest
 from nova.auth.gate import Gate
 from nova.cloud.action import Registry
@@ -149,6 +149,7 @@ class QueryHandler(XmlHandler):
 
     async def respond(self) -> None:
         request = self.request
+        proxy.read(request)
         signed = SignedRequest(request.method or "", request.path, request.query,
                                tuple(request.headers.get_all()))
         body = b"".join(self.chunks)

@@ -4,10 +4,11 @@ Memory does not grow with the body: what arrives is collected to blocks of about
 on in a thread before more is read.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from nova import exception, process
 from nova.auth import signer
@@ -118,27 +119,33 @@ class Receiver:
         self._expected, self._target, self._pool, self._limit = expected, target, pool, limit
         self._waiting: list[bytes] = []
         self._waiting_size = 0
+        self._work_under_way: asyncio.Future[Any] | None = None
         self._size = 0
         self._md5, self._sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        self._md5_apart = expected.decoder is None and (expected.length is None or expected.length > BLOCK)
         wanted = {*expected.checksums, *expected.trailing, *expected.wanted}
         self._hashers = {name: checksums.hasher(name) for name in sorted(wanted)}
 
     async def feed(self, piece: bytes) -> None:
-        """Take a piece; returns when there is room for more.
+        """Take a piece; returns when there is room for more: a block is worked on while the next one arrives.
 
         :raises S3Error: the body is not what the request says
         """
         self._waiting.append(piece)
         self._waiting_size += len(piece)
         if self._waiting_size >= BLOCK:
-            await self._flush()
+            await self._settle()
+            self._begin()
 
     async def finish(self) -> Received:
         """The body is over: check it.
 
         :raises S3Error: the body is not what the request says
         """
-        await self._flush()
+        await self._settle()
+        if self._waiting:
+            self._begin()
+            await self._settle()
         expected, trailers = self._expected, {}
         if expected.decoder:
             expected.decoder.finish()
@@ -160,10 +167,21 @@ class Receiver:
         return Received(self._size, self._md5.hexdigest(), self._sha256.hexdigest(),
                         {name: checksums.encode(digest) for name, digest in digests.items()})
 
-    async def _flush(self) -> None:
+    async def close(self) -> None:
+        """Wait until nothing more goes to the target, of a body that may have broken off."""
+        if self._work_under_way is not None:
+            await asyncio.wait([self._work_under_way])
+
+    def _begin(self) -> None:
         block, self._waiting, self._waiting_size = b"".join(self._waiting), [], 0
-        if block:
-            await process.wait(self._pool.run(self._work, block))
+        work = [process.wait(self._pool.run(self._work, block))]
+        if self._md5_apart:  # it takes longer than the rest together
+            work.append(process.wait(self._pool.run(self._md5.update, block)))
+        self._work_under_way = asyncio.gather(*work)
+
+    async def _settle(self) -> None:
+        if self._work_under_way is not None:
+            await self._work_under_way
 
     def _work(self, block: bytes) -> None:
         if self._expected.decoder is None:
@@ -176,7 +194,8 @@ class Receiver:
         self._size += len(data)
         if self._size > self._limit:
             raise errors.EntityTooLarge(limit=self._limit)
-        self._md5.update(data)
+        if not self._md5_apart:
+            self._md5.update(data)
         self._sha256.update(data)
         for hasher in self._hashers.values():
             hasher.update(data)

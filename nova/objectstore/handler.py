@@ -14,11 +14,11 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from tornado import httputil, iostream, web
 
-from nova import exception
+from nova import exception, proxy
 from nova.auth import replay, signer
 from nova.auth.gate import Gate
 from nova.context import new_request_id, request_id_var
@@ -30,7 +30,7 @@ from nova.objectstore.files import Files
 from nova.objectstore.forms import boundary_of
 from nova.objectstore.models import Bucket
 from nova.objectstore.operations import form
-from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
+from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response, StoredFile
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ DEFINE_string("s3_domain", "", "names below this domain are buckets (bucket.DOMA
 
 #: how many bytes of a refused body are read before the answer
 _HEAR_OUT = 32 << 20
+#: headers of an answer that nginx makes itself when it gives a file out
+_OF_NGINX = frozenset(("Content-Length", "Content-Range", "Date"))
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH")
 
@@ -68,6 +70,13 @@ class _ResponseHeaders(httputil.HTTPHeaders):
 
 #: operations that are being abandoned, so that they are not forgotten half way
 _closing: set[asyncio.Future] = set()
+
+
+async def _close(operation: Operation, receiver: Receiver | form.FormReceiver | None) -> None:
+    """Abandon an operation when nothing writes for it any more."""
+    if receiver is not None:
+        await receiver.close()
+    await operation.abandon()
 
 
 @functools.cache
@@ -110,6 +119,7 @@ class S3Handler(web.RequestHandler):
         self._thrown_away = 0
         self._cors: dict[str, str] = {}
         self._preflight: Response | None = None
+        self._behind_nginx = self._told = False
 
     def set_default_headers(self) -> None:
         if not hasattr(self, "request_id"):
@@ -133,6 +143,7 @@ class S3Handler(web.RequestHandler):
 
     async def prepare(self) -> None:
         request_id_var.set(self.request_id)
+        self._behind_nginx = proxy.read(self.request)
         length: int | None = None
         try:
             length = body.content_length(self.request.headers)
@@ -141,7 +152,7 @@ class S3Handler(web.RequestHandler):
         except Exception as error:  # whatever it is becomes an answer
             self._fail(error)
             if "Expect" in self.request.headers or (length or 0) > _HEAR_OUT:
-                await self._answer_failure(hang_up=True)
+                await self._answer_early()
 
     async def _prepare(self) -> None:
         if self._preflight:
@@ -164,7 +175,7 @@ class S3Handler(web.RequestHandler):
         if not kind.sums_of_body:
             expected.checksums = {}
         call = Call(self._store, self._files, identity, claim, method, target, headers, url, expected.length,
-                    self.request.remote_ip or "")
+                    self.request.remote_ip or "", sends_files=self._behind_nginx)
         self._operation = kind(call)
         place = await self._operation.prepare()
         expected.wanted = self._operation.wanted_checksums
@@ -221,7 +232,7 @@ class S3Handler(web.RequestHandler):
 
     async def data_received(self, chunk: bytes) -> None:
         request_id_var.set(self.request_id)
-        if self._finished:
+        if self._finished or self._told:
             return
         if self._receiver is not None and self._failure is None:
             try:
@@ -231,9 +242,12 @@ class S3Handler(web.RequestHandler):
                 self._fail(error)
         self._thrown_away += len(chunk)
         if self._thrown_away > _HEAR_OUT:
-            await self._answer_failure(hang_up=True)
+            await self._answer_early()
 
     async def _serve(self) -> None:
+        if self._told:
+            await self.finish()
+            return
         if self._failure is None:
             try:
                 response = self._preflight or await self._respond()
@@ -256,6 +270,8 @@ class S3Handler(web.RequestHandler):
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
+        if self._told and not self._finished:
+            self._log()
         self._abandon()
 
     def on_finish(self) -> None:
@@ -265,7 +281,7 @@ class S3Handler(web.RequestHandler):
         self._running.discard(self)
         operation, self._operation = self._operation, None
         if operation is not None:
-            task = asyncio.ensure_future(operation.abandon())
+            task = asyncio.ensure_future(_close(operation, self._receiver))
             _closing.add(task)
             task.add_done_callback(_closing.discard)
 
@@ -275,10 +291,23 @@ class S3Handler(web.RequestHandler):
         self.set_status(response.status)
         for name, value in {**response.headers, **self._cors}.items():
             self.set_header(name, value)
+        if response.file:
+            self._hand_over(response.file)
         if isinstance(response.body, bytes):
             await self.finish(response.body if response.body and self.request.method != "HEAD" else None)
             return
         await self._stream(response.body)
+
+    def _hand_over(self, file: StoredFile) -> None:
+        """Have nginx give out a file: tell it which, the bytes wanted, and all headers, of which it would drop most."""
+        told = {name: value for name, value in self._headers.get_all() if name not in _OF_NGINX}
+        self.clear()
+        self.set_header("X-Accel-Redirect", "@objects")
+        self.set_header("X-Nova-File", file.name)
+        if file.part:
+            self.set_header("X-Nova-Range", f"bytes={file.part[0]}-{file.part[0] + file.part[1] - 1}")
+        self.set_header("X-Nova-Headers", "&".join(
+            f"{name}={quote(value.encode('latin-1'), safe='')}" for name, value in told.items()))
 
     async def _stream(self, blocks: AsyncIterator[bytes]) -> None:
         try:
@@ -295,21 +324,40 @@ class S3Handler(web.RequestHandler):
             if isinstance(blocks, Closing):
                 await blocks.aclose()
 
-    async def _answer_failure(self, hang_up: bool = False) -> None:
-        error = self._failure or errors.InternalError()
-        if self._finished:
-            return
-        self.clear()
-        if hang_up:
+    async def _answer_early(self) -> None:
+        """Tell somebody who still sends, or waits for leave to, what went wrong.
+
+        A client hears it when the connection closes.  nginx has given leave by itself; it passes the answer on when it
+        has come, closes, and hears its client out.  If Nova closed first, nginx would fail to send, and say so instead.
+        """
+        document = self._failure_document()
+        if not self._behind_nginx:
             self.set_header("Connection", "close")
+            await self.finish(document)
+            return
+        self._told = True
+        self.set_header("Content-Length", str(len(document or b"")))
+        self.write(document or b"")
+        try:
+            await self.flush()
+        except iostream.StreamClosedError:
+            log.info("the client went away")
+
+    async def _answer_failure(self) -> None:
+        if not self._finished:
+            await self.finish(self._failure_document())
+
+    def _failure_document(self) -> bytes | None:
+        """Make the headers of what went wrong; returns its document."""
+        error = self._failure or errors.InternalError()
+        self.clear()
         self.set_status(error.status)
         for name, value in {**error.headers, **self._cors}.items():
             self.set_header(name, value)
         if error.status == 304 or self.request.method == "HEAD":
-            await self.finish()
-            return
+            return None
         self.set_header("Content-Type", "application/xml")
-        await self.finish(self._document(error.code, error.message))
+        return self._document(error.code, error.message)
 
     def write_error(self, status_code: int, **kwargs: object) -> None:
         """What Tornado itself refuses."""

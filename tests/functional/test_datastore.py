@@ -43,6 +43,28 @@ async def test_what_an_older_version_wrote_is_read_with_the_defaults(store: Stor
     assert await store.update(old, heavy=True) == await store.get(Thing, "t1") != old
 
 
+async def test_some_fields_of_many_records(store: Store) -> None:
+    for n in range(1200):  # more than one round trip
+        await store.create(Thing(f"t{n:04}", owner="ann", size=n, notes={"n": n}))
+    await store.redis.hdel("nova:thing:t0007", "size", "notes")
+    ids = [f"t{n:04}" for n in range(1300)]
+    assert await store.get_fields(Thing, ids, ("id", "size", "notes", "nickname")) == [
+        (f"t{n:04}", n, {"n": n}, None) if n != 7 else ("t0007", 0, {}, None) for n in range(1200)]
+    assert await store.get_fields(Thing, [], ("id",)) == []
+    assert [t.size for t in await store.get_many(Thing, ids)] == [n if n != 7 else 0 for n in range(1200)]
+    assert len(await store.get_many(Thing, ids, at_once=True)) == 1200
+
+
+async def test_two_records_of_different_kinds(store: Store) -> None:
+    thing = await store.create(Thing("x"))
+    bucket = await store.create(Bucket("b", project_id="p", created=1.0))
+    assert await store.get_two(Thing, "x", Bucket, "b") == (thing, bucket)
+    assert await store.get_two(Thing, "y", Bucket, "b") == (None, bucket)
+    assert await store.get_two(Thing, "x", Bucket, "c") == (thing, None)
+    assert await store.get_with(Thing, ["x", "y"], ["nova:bucket:b", "nova:none"]) == (
+        [thing], [await store.redis.hgetall("nova:bucket:b"), {}])
+
+
 async def test_records_without_the_fields_that_came_later_are_read(store: Store) -> None:
     """Of each kind there is, whatever has a default may be missing."""
     for kind in (Instance, Image, Network, KeyPair, Bucket):

@@ -60,7 +60,8 @@ class Call:
     """One request whose signature is right or that has none, and the parts of the object store that serve it.
 
     `length` is how many bytes of data the request announces; None where it does not tell.  `address` is where it comes
-    from, `received` when it came, in seconds since 1970.
+    from, `received` when it came, in seconds since 1970.  `sends_files` says that there is an nginx in front that gives
+    files out.
     """
 
     store: Store
@@ -74,15 +75,29 @@ class Call:
     length: int | None = None
     address: str = ""
     received: float = field(default_factory=time.time)
+    sends_files: bool = False
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the object store, or its `part` (offset and length in bytes), that nginx gives out."""
+
+    name: str
+    part: tuple[int, int] | None = None
 
 
 @dataclass
 class Response:
-    """An answer.  The body is bytes, or comes block by block (`headers` have its Content-Length, if it is known)."""
+    """An answer.
+
+    The body is bytes, or comes block by block (`headers` have its Content-Length, if it is known); or nginx makes it of
+    the `file`.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | AsyncIterator[bytes] = b""
+    file: StoredFile | None = None
 
 
 class Operation:
@@ -129,7 +144,7 @@ class Operation:
         :raises S3Error:
         """
         if self.in_bucket:
-            self.bucket = await buckets.get(self.call.store, self.target.bucket)
+            self.bucket = await self.find_bucket()
             if self.headers.get("x-amz-expected-bucket-owner", self.bucket.project_id) != self.bucket.project_id:
                 raise errors.AccessDenied()
             await self.admit()
@@ -137,6 +152,17 @@ class Operation:
             raise errors.AccessDenied()
         await self.check()
         return self.body
+
+    async def find_bucket(self) -> Bucket:
+        """The bucket that the request names; :raises NoSuchBucket:"""
+        return await buckets.get(self.call.store, self.target.bucket)
+
+    async def find_object(self, bucket: Bucket, key: str, version: str | None) -> Object | None:
+        """A version of an object, or a delete marker, if it is there.
+
+        :raises InvalidArgument: no version has such an id
+        """
+        return await objects.find(self.call.store, bucket.id, key, version)
 
     async def admit(self) -> None:
         """Refuse who may not do this.
@@ -165,7 +191,7 @@ class Operation:
             if not may:
                 raise errors.AccessDenied()
             return None
-        found = versions.live(await objects.find(self.call.store, bucket.id, key, version))
+        found = versions.live(await self.find_object(bucket, key, version))
         if decision.decide(question, found):
             return found
         if found is None and self.may_list(bucket):

@@ -136,6 +136,11 @@ class FormReceiver:
             raise errors.MalformedPOSTRequest()
         return await self._file.finish()
 
+    async def close(self) -> None:
+        """Wait until nothing more goes to the file, of a form that may have broken off."""
+        if self._file:
+            await self._file.close()
+
 
 def is_form(method: str, target: Target) -> bool:
     """Whether a request can only be a form."""

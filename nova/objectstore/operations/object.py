@@ -1,19 +1,21 @@
 """Operations on objects: putting, getting, copying and removing them."""
 
 import time
-from collections.abc import AsyncIterator
-from typing import BinaryIO
 
 from nova import process
+from nova.flags import FLAGS, DEFINE_integer
 from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
-from nova.objectstore.files import Files, Undo, Writer
-from nova.objectstore.models import Object, object_id
+from nova.objectstore.files import Undo, Writer
+from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.operations import headers as object_headers
-from nova.objectstore.operations.base import Operation, Response, Upload, xml
+from nova.objectstore.operations.base import Operation, Response, StoredFile, Upload, xml
 from nova.objectstore.request import copy_source, number
+from nova.objectstore.serving import body_of
 
-_BLOCK = 256 << 10
+DEFINE_integer("s3_sendfile_size", 128 << 10, "bytes of an object from which on the nginx in front gives them out, if "
+               "it can", lower_bound=1)
+
 #: how often an object is looked up again whose file was replaced between reading the record and opening the file
 _TURNS = 3
 
@@ -167,19 +169,41 @@ async def open_source(operation: Operation, bucket: str, key: str,
 class GetObject(Operation):
     """GET and HEAD object, whole or one range or part of it."""
 
+    #: what had the key when the bucket was read, until it is used
+    _first: Object | None = None
+
+    async def find_bucket(self) -> Bucket:
+        """The bucket, and what has the key in it, in one round trip."""
+        if "versionId" in self.target.params:
+            return await super().find_bucket()
+        name = self.target.bucket
+        bucket, self._first = await self.call.store.get_two(Bucket, name, Object, object_id(name, self.target.key))
+        if bucket is None:
+            raise errors.NoSuchBucket()
+        return bucket
+
+    async def find_object(self, bucket: Bucket, key: str, version: str | None) -> Object | None:
+        return self._first or await super().find_object(bucket, key, version)
+
+    async def existing(self) -> Object:
+        first, self._first = self._first, None
+        return self.record or versions.live(first) or await super().existing()
+
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
         for _ in range(_TURNS):
             found = await self.existing()
             response, start, length = self._describe(found)
-            if not with_body:
+            if not with_body or not length:
+                return response
+            if self.call.sends_files and length >= FLAGS.s3_sendfile_size:
+                response.file = StoredFile(found.file, (start, length) if response.status == 206 else None)
                 return response
             try:
-                file = await process.wait(self.call.files.pool.run(open, found.path, "rb", 0))
+                response.body = await body_of(self.call.files, found.file, start, length)
             except FileNotFoundError:
                 await self.admit()  # another object has its key now, which may have another access control list
                 continue
-            response.body = FileBody(self.call.files, file, start, length)
             return response
         raise errors.InternalError()
 
@@ -216,31 +240,6 @@ class GetObject(Operation):
         if wanted > len(sizes):
             raise errors.InvalidRange()
         return sum(sizes[:wanted - 1]), sizes[wanted - 1]
-
-
-class FileBody(AsyncIterator[bytes]):
-    """A part of a file, read block by block in a thread."""
-
-    def __init__(self, files: Files, file: BinaryIO, start: int, length: int):
-        self._files, self._file, self._offset, self._left = files, file, start, length
-
-    async def __anext__(self) -> bytes:
-        if not self._left:
-            raise StopAsyncIteration
-        block = await process.wait(self._files.pool.run(self._read))
-        if not block:
-            raise OSError(f"{self._file.name} is shorter than its record says")
-        self._offset += len(block)
-        self._left -= len(block)
-        return block
-
-    def _read(self) -> bytes:
-        self._file.seek(self._offset)
-        return self._file.read(min(_BLOCK, self._left))
-
-    async def aclose(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class DeleteObject(Operation):
