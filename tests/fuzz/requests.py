@@ -71,8 +71,8 @@ def preconditions() -> Target:
     seeds = ["\n".join(pair) for pair in both]
     seeds += ["\n".join(line.replace("If-", "x-amz-copy-source-if-") for line in pair) for pair in both]
     return Target(_check_preconditions, [seed.encode() for seed in seeds],
-                  (b"If-Match: ", b"If-None-Match: ", b"W/", b'"', b",", b"GMT", b"-0000", b"+0000", b"Feb", b"Sunday, ",
-                   b"06-Nov-94", b"1601", b"10000", b"12:60:61", b"Sun Nov  6 08:49:37 1994", b"2026-01-02T03:04:05Z"))
+                  (b"If-Match: ", b"If-None-Match: ", b"W/", b'"', b",", b"GMT", b"-0000", b"+0000", b"Feb",
+                   b"Sunday, ", b"06-Nov-94", b"1601", b"10000", b"12:60:61", b"Sun Nov  6 08:49:37 1994", b"2026-01-02T03:04:05Z"))
 
 
 def _check_request(data: bytes) -> str:
@@ -149,7 +149,8 @@ def _check_query(data: bytes) -> str:
 
 def queries() -> Target:
     """Query strings and forms."""
-    return Target(_check_query, (b"Action=RunInstances&ImageId=ami-00000001&MinCount=1", b"a=%C3%A9&b=c+d%2B%2F%3D&&c&=d",
+    return Target(_check_query, (b"Action=RunInstances&ImageId=ami-00000001&MinCount=1",
+                                 b"a=%C3%A9&b=c+d%2B%2F%3D&&c&=d",
                                  b"UserData=" + b"ab%2Bc%2Fd%3D" * 20, "ü=ä&%e2%82%ac".encode()))
 
 

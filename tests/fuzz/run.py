@@ -83,7 +83,8 @@ def failure_of(target: Target, data: bytes, limit: float = LIMIT) -> tuple[str, 
         outcome(target, data)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__} in {frame.name}", "".join(traceback.format_exception(error, limit=-3, chain=False))
+        return f"{type(error).__name__} in {frame.name}", "".join(
+            traceback.format_exception(error, limit=-3, chain=False))
     seconds = time.thread_time() - start
     return (f"slower than {limit:g} s", f"{seconds:.1f} s for {len(data)} bytes") if seconds > limit else None
 
