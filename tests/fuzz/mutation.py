@@ -12,7 +12,8 @@ _TOKEN = re.compile(rb"[A-Za-z0-9_]+|\s+|.", re.DOTALL)
 _WORDS = (
     b"", b"0", b"-1", b"1", b"2147483647", b"2147483648", b"9223372036854775808", b"9" * 20, b"9" * 400, b"1e999",
     b"0x10", b"NaN", b"\r\n", b"\n", b"\r", b"\t", b" ", b"\x0b", b"\x1c", b"\x00", b"\x7f", b"\x85", b"\xa0", b"\xff",
-    b"\xc3\xa9", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xd9\xa3", b"\xf0\x9f\x98\x80", b"\xc4\xb0", b"%",
+    b"\xc3\xa9", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xd9\xa3", b"\xf0\x9f\x98\x80",
+    b"\xc4\xb0", b"%",
     b"%2", b"%zz", b"%00", b"%2F", b"%ff", b"%C3%A9", b"%ED%A0%80", b"+", b"&", b"=", b"?", b"/", b"//", b"..", b":",
     b";", b",", b"*", b"$", b"${", b"}", b"{", b"[", b"]", b"\"", b"'", b"\\", b"\\ud800", b"\\u0000", b"<", b">",
     b"&#0;", b"&#x10ffff;", b"&lt;", b"<![CDATA[", b"]]>", b"<!--", b"-->", b"<?x?>", b"<!DOCTYPE a>", b"0001-01-01",

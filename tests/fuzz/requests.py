@@ -72,7 +72,8 @@ def preconditions() -> Target:
     seeds += ["\n".join(line.replace("If-", "x-amz-copy-source-if-") for line in pair) for pair in both]
     return Target(_check_preconditions, [seed.encode() for seed in seeds],
                   (b"If-Match: ", b"If-None-Match: ", b"W/", b'"', b",", b"GMT", b"-0000", b"+0000", b"Feb",
-                   b"Sunday, ", b"06-Nov-94", b"1601", b"10000", b"12:60:61", b"Sun Nov  6 08:49:37 1994", b"2026-01-02T03:04:05Z"))
+                   b"Sunday, ", b"06-Nov-94", b"1601", b"10000", b"12:60:61", b"Sun Nov  6 08:49:37 1994",
+                   b"2026-01-02T03:04:05Z"))
 
 
 def _check_request(data: bytes) -> str:
