@@ -395,7 +395,7 @@ def _parse_date(text: str) -> datetime | None:
     if moment is None:
         try:
             moment = _in_utc(parsedate_to_datetime(text))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
     return moment
 

@@ -109,6 +109,7 @@ class Parser:
         if end < 0:
             self._count(len(self._buffer))
             return None
+        self._count(end + 4)
         name, filename = _disposition(self._buffer[:end])
         self._take(end + 4)
         if name.lower() == "file":
@@ -123,6 +124,7 @@ class Parser:
         if not end:
             self._count(len(self._buffer))
             return None
+        self._count(end)
         try:
             value = self._buffer[:size].decode()
         except UnicodeDecodeError:
@@ -165,6 +167,7 @@ class Parser:
 
     def _enter(self, end: int, is_last: bool) -> None:
         """Go on behind a delimiter, with the headers of the next part."""
+        self._count(end)
         if is_last:
             raise errors.InvalidArgument(reason="POST requires exactly one file upload per request.")
         self._take(end)

@@ -22,6 +22,8 @@ DAY = 24 * 3600
 _MAX_ID = 255
 _MAX_DAYS = 2**31 - 1
 _MAX_NEWER = 100
+#: the last second that a header can tell, of the year 9999
+_LAST_MOMENT = 253_402_300_799
 _ACTIONS = ("Expiration", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
 _TRANSITIONS = ("Transitions", "NoncurrentVersionTransitions", "Transition", "NoncurrentVersionTransition")
 _MIXED = "Base level prefix cannot be used in Lifecycle V2, prefixes are only supported in the Filter."
@@ -47,7 +49,7 @@ def read(configuration: Mapping[str, Any]) -> dict[str, Any]:
         kept.append({"ID": rule.get("ID") or uuid.uuid4().hex, **{n: v for n, v in rule.items() if n != "ID"}})
         expiration = rule.get("Expiration", {})
         if "Date" in expiration:
-            kept[-1]["Expiration"] = {**expiration, "Date": expiration["Date"].strftime("%Y-%m-%dT%H:%M:%SZ")}
+            kept[-1]["Expiration"] = {**expiration, "Date": f"{expiration['Date']:%4Y-%m-%dT%H:%M:%SZ}"}
     if len({rule["ID"] for rule in kept}) != len(kept):
         raise errors.InvalidArgument(reason="Rule ID must be unique. Found same ID for more than one rule")
     return {"Rules": kept}
@@ -228,4 +230,5 @@ def headers(bucket: Bucket, found: Object) -> dict[str, str]:
     if chosen is None:
         return {}
     moment, rule = chosen
-    return {"x-amz-expiration": f'expiry-date="{formatdate(moment, usegmt=True)}", rule-id="{quote(rule.id, safe="")}"'}
+    date = formatdate(min(moment, _LAST_MOMENT), usegmt=True)
+    return {"x-amz-expiration": f'expiry-date="{date}", rule-id="{quote(rule.id, safe="")}"'}
