@@ -123,7 +123,7 @@ class Scrubber:
                 for key in keys:
                     await objects.delete(self.store, files, bucket, key.decode())
             try:
-                return await buckets.delete(self.store, bucket)
+                return await buckets.delete(self.store, files, bucket)
             except errors.BucketNotEmpty:
                 if attempt == _TRIES - 1:
                     raise

@@ -1,5 +1,9 @@
 """The errors of the object store: codes, statuses and texts of the S3 API reference, "Error responses"."""
 
+import errno
+import logging
+
+from nova import exception
 from nova.auth.signer import (
     AccessDenied,
     AuthorizationHeaderMalformed,
@@ -13,13 +17,16 @@ from nova.exception import NoSuchBucket, NoSuchKey, S3Error
 __all__ = [
     "AccessDenied", "AuthorizationHeaderMalformed", "AuthorizationQueryParametersError", "BadDigest",
     "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall",
-    "IncompleteBody", "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketName",
+    "IncompleteBody", "InsufficientStorage", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
+    "InvalidBucketName",
     "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidRange", "InvalidRequest", "InvalidURI",
     "KeyTooLong", "MalformedTrailer", "MalformedXML", "MetadataTooLarge", "MethodNotAllowed",
     "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey",
     "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed",
-    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch",
+    "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "XAmzContentSHA256Mismatch", "translate",
 ]
+
+log = logging.getLogger(__name__)
 
 
 class BadDigest(S3Error):
@@ -56,6 +63,13 @@ class EntityTooSmall(S3Error):
 class IncompleteBody(S3Error):
     code = "IncompleteBody"
     message = "You did not provide the number of bytes specified by the Content-Length HTTP header."
+
+
+class InsufficientStorage(S3Error):
+    """Amazon's S3 is never full.  The status is that of RFC 4918, which clients do not take for a passing trouble."""
+
+    code, status = "InsufficientStorage", 507
+    message = "There is not enough room left in the object store."
 
 
 class InternalError(S3Error):
@@ -185,3 +199,22 @@ class ServiceUnavailable(S3Error):
 class XAmzContentSHA256Mismatch(S3Error):
     code = "XAmzContentSHA256Mismatch"
     message = "The provided 'x-amz-content-sha256' header does not match what was computed."
+
+
+def translate(error: Exception) -> S3Error:
+    """What the client is told of an error; what it is not told is logged."""
+    if isinstance(error, S3Error | exception.SignatureDoesNotMatch):
+        return error  # type: ignore[return-value]
+    if isinstance(error, exception.Unavailable):
+        log.warning("unavailable: %r", error)
+        return ServiceUnavailable()
+    if isinstance(error, exception.RequestEntityTooLarge):
+        return EntityTooLarge(limit=error.values["limit"])
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("the object store's disk is full: %s", error)
+        return InsufficientStorage()
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        log.error("the object store's disk cannot be written: %s", error)
+        return ServiceUnavailable()
+    log.error("internal error", exc_info=error)
+    return InternalError()

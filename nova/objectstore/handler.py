@@ -71,19 +71,6 @@ def _host_id() -> str:
     return base64.b64encode(hashlib.sha256(FLAGS.host.encode()).digest()).decode()
 
 
-def _as_s3_error(error: Exception) -> errors.S3Error:
-    """What the client is told; what it is not told is logged."""
-    if isinstance(error, errors.S3Error | exception.SignatureDoesNotMatch):
-        return error  # type: ignore[return-value]
-    if isinstance(error, exception.Unavailable):
-        log.warning("unavailable: %r", error)
-        return errors.ServiceUnavailable()
-    if isinstance(error, exception.RequestEntityTooLarge):
-        return errors.EntityTooLarge(limit=error.values["limit"])
-    log.error("internal error", exc_info=error)
-    return errors.InternalError()
-
-
 @web.stream_request_body
 class S3Handler(web.RequestHandler):
     """Serves one request."""
@@ -126,7 +113,7 @@ class S3Handler(web.RequestHandler):
             length = body.content_length(self.request.headers)
             await self._prepare()
         except Exception as error:  # whatever it is becomes an answer
-            self._failure = _as_s3_error(error)
+            self._failure = errors.translate(error)
             if "Expect" in self.request.headers or (length or 0) > _HEAR_OUT:
                 await self._answer_failure(hang_up=True)
 
@@ -169,9 +156,9 @@ class S3Handler(web.RequestHandler):
                 await self._receiver.feed(chunk)
                 return
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._failure = errors.translate(error)
         self._thrown_away += len(chunk)
-        if self._thrown_away > _HEAR_OUT:
+        if self._thrown_away > _HEAR_OUT and not isinstance(self._failure, errors.InsufficientStorage):
             await self._answer_failure(hang_up=True)
 
     async def _serve(self) -> None:
@@ -180,7 +167,7 @@ class S3Handler(web.RequestHandler):
                 received = await self._receiver.finish()
                 response = await self._operation.run(received)
             except Exception as error:  # whatever it is becomes an answer
-                self._failure = _as_s3_error(error)
+                self._failure = errors.translate(error)
             else:
                 await self._answer(response)
                 return

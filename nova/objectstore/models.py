@@ -57,6 +57,7 @@ class Object(datastore.Record):
     `upload_id`).  `user_id` and `project_id` are the bucket's: whose object storage it takes.  `tags` are values by
     key, `acl` is empty where only the owner may do anything.  `version_id` is '' for the null version; `sequence`
     orders the versions of a key, the newest highest; a delete marker (`is_marker`) has no bytes.
+    `damaged`: its file was found to be another than was put, or lost (nova.objectstore.verify).
     """
 
     bucket: str
@@ -81,6 +82,7 @@ class Object(datastore.Record):
     version_id: str = ""
     sequence: int = 0
     is_marker: bool = False
+    damaged: bool = False
 
     @property
     def path(self) -> str:

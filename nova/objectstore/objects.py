@@ -1,12 +1,15 @@
 """What can be done with objects, apart from HTTP.  Image ingestion reads objects through :func:`open_object`.
 
 An object is a record and a file.  The file is published first, then the record and the bucket's sorted set change in
-one transaction, then the file of the object that was replaced is removed.  The bytes of an object count among the
-limits of the bucket's user and project in the same transaction.
+one transaction, then the file of the object that was replaced is removed.  The file's description
+(nova.objectstore.description) has the fields of the record: they are final before the file is published.  The bytes of
+an object count among the limits of the bucket's user and project in the same transaction.
 """
 
 import dataclasses
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from nova import exception, failpoint, process
 from nova.auth import quota
@@ -14,6 +17,8 @@ from nova.datastore import Store, Transaction
 from nova.objectstore import conditions, errors
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
+
+log = logging.getLogger(__name__)
 
 failpoint.declare("objectstore.put.published", "the object's file has its name, no record names it yet")
 failpoint.declare("objectstore.put.committed", "the object is there, the file of the one it replaced still exists")
@@ -32,12 +37,16 @@ async def open_object(store: Store, bucket: str, key: str) -> Object:
     once, and ask again if it is gone.
 
     :raises NoSuchBucket, NoSuchKey:
+    :raises InternalError: it is damaged
     """
     found = await store.get(Object, object_id(bucket, key))
     if found is None:
         if await store.get(Bucket, bucket) is None:
             raise errors.NoSuchBucket()
         raise errors.NoSuchKey()
+    if found.damaged:
+        log.error("the object %s/%s is damaged", bucket, key)
+        raise errors.InternalError()
     return found
 
 
@@ -129,6 +138,18 @@ async def delete(store: Store, files: Files, bucket: Bucket, key: str, check: Ch
         break
     failpoint.hit("objectstore.delete.committed")
     await process.wait(files.pool.run(files.remove, old.file))
+
+
+async def change(store: Store, files: Files, id: str, changes: Callable[[Object], dict[str, Any] | None]) -> Object:
+    """Change what is known of an object (its tags, say), in the datastore and then on the disk.
+
+    :param id: the record's
+    :param changes: gets the record, returns the fields to change, or nothing to leave it
+    :raises exception.NotFound:
+    """
+    changed = await store.modify(Object, id, changes)
+    await process.wait(files.pool.run(files.describe, changed))
+    return changed
 
 
 async def read_many(store: Store, bucket: Bucket, keys: list[bytes]) -> list[Object]:

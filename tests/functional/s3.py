@@ -50,7 +50,7 @@ class Server:
                             aws_secret_access_key=f"secret{user}", region_name="nova", config=Config(**config))
 
     def files(self) -> list[Path]:
-        return [p for p in self.objects.rglob("*") if p.is_file()]
+        return [p for p in self.objects.glob("??/*") if p.is_file() and p.suffix != ".meta"]
 
     def resident(self) -> int:
         """Its resident memory, in bytes."""

@@ -139,7 +139,7 @@ class Witness:
         """Files that were being made when the cloud died."""
         kept = {self.redis.hget(key, "file") for key in self.keys("object:*")}
         objects, images = self.cloud.state / "objects", self.cloud.state / "images"
-        files = [str(p.relative_to(objects)) for p in objects.rglob("*") if p.is_file()]
+        files = [str(p.relative_to(objects)) for p in objects.glob("??/*")]
         return ([file for file in files if file not in kept]
                 + [p.name for p in (self.cloud.state / "image_cache").iterdir() if len(p.name) != 64]
                 + [p.name for p in images.iterdir() if not self.redis.exists(f"nova:image:{p.name}")])

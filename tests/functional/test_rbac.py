@@ -6,6 +6,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 """
 
 import asyncio
+import hashlib
 import itertools
 import secrets
 import time
@@ -220,15 +221,14 @@ async def new_object(rig: Rig, user: str, project: str) -> Thing:
     [bucket] = await rig.store.get_many(Bucket, [thing.id])
     id = object_id(thing.id, "key")
 
-    def write() -> str:
+    def write() -> Object:
         with rig.files.new(f"o-{id}") as writer:
             writer.write(BODY)
-            writer.publish()
-            return writer.name
-    file = await process.wait(rig.files.pool.run(write))
-    await objects.put(rig.store, rig.files, bucket, Object(
-        id, bucket=thing.id, key="key", project_id=project, user_id=user, file=file, size=len(BODY), md5="0" * 32,
-        sha256="0" * 64, etag="0" * 32, modified=time.time()))
+            new = Object(id, bucket=thing.id, key="key", project_id=project, user_id=user, file=writer.name,
+                         size=len(BODY), md5="0" * 32, sha256="0" * 64, etag="0" * 32, modified=time.time())
+            writer.publish(new)
+            return new
+    await objects.put(rig.store, rig.files, bucket, await process.wait(rig.files.pool.run(write)))
     return thing
 
 
@@ -238,15 +238,15 @@ async def new_upload(rig: Rig, user: str, project: str) -> Thing:
     [bucket] = await rig.store.get_many(Bucket, [thing.id])
     upload = Upload(multipart.new_id(), bucket=thing.id, key="key", project_id=project, user_id=user,
                     initiated=time.time())
-    await multipart.create(rig.store, bucket, upload)
+    await multipart.create(rig.store, rig.files, bucket, upload)
 
-    def write() -> str:
+    def write() -> s3_models.Part:
         with rig.files.new(f"p-{s3_models.part_id(upload.id, 1)}") as writer:
             writer.write(BODY)
-            writer.publish()
-            return writer.name
-    file = await process.wait(rig.files.pool.run(write))
-    part = multipart.new_part(upload, 1, file, len(BODY), "0" * 32, {})
+            part = multipart.new_part(upload, 1, writer.name, len(BODY), hashlib.md5(BODY).hexdigest(), {})
+            writer.publish(part)
+            return part
+    part = await process.wait(rig.files.pool.run(write))
     await multipart.put_part(rig.store, rig.files, upload, part)
     return Thing(thing.id, "key", upload.id)
 

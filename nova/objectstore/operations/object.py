@@ -34,7 +34,8 @@ class PutObject(Upload):
     async def prepare(self) -> Target:
         await super().prepare()
         id = object_id(self.bucket.id, self.target.key)
-        self.writer = await process.wait(self.call.files.pool.run(self.call.files.new, f"o-{id}"))
+        files = self.call.files
+        self.writer = await process.wait(files.pool.run(files.new, f"o-{id}", self.call.length or 0))
         return self.writer
 
     async def check(self) -> None:
@@ -54,14 +55,14 @@ class PutObject(Upload):
         files, writer = self.call.files, self.writer
         if writer is None:
             raise errors.InternalError()
-        await process.wait(files.pool.run(writer.publish))
+        new = Object(
+            object_id(self.bucket.id, self.target.key), bucket=self.bucket.id, key=self.target.key,
+            project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
+            size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
+            headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
+            storage_class=object_headers.storage_class(self.headers), checksums=received.checksums)
+        await process.wait(files.pool.run(writer.publish, new))
         with Undo(files, writer.name):
-            new = Object(
-                object_id(self.bucket.id, self.target.key), bucket=self.bucket.id, key=self.target.key,
-                project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
-                size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
-                headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums)
             await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_checksums(new)})
 
@@ -87,35 +88,38 @@ class CopyObject(Operation):
 
     async def run(self, received: Received) -> Response:
         files = self.call.files
-        id = object_id(self.bucket.id, self.target.key)
-        source, file = await self._link(f"o-{id}")
-        with Undo(files, file):
-            replace = self.directive == "REPLACE"
-            whole = source.checksum_type == "FULL_OBJECT"
-            new = Object(
-                id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
-                user_id=self.bucket.user_id, file=file, size=source.size, md5=source.md5, sha256=source.sha256,
-                etag=source.md5, modified=time.time(),
-                headers=object_headers.content(self.headers) if replace else source.headers,
-                metadata=object_headers.metadata(self.headers) if replace else source.metadata,
-                storage_class=object_headers.storage_class(self.headers),
-                checksums=source.checksums if whole else {})
+        new = await self._link()
+        with Undo(files, new.file):
             await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         return xml("CopyObjectResult", [
             ("ETag", f'"{new.etag}"'), ("LastModified", iso_time(new.modified)),
             *((f"Checksum{name}", value) for name, value in new.checksums.items())])
 
-
-    async def _link(self, owner: str) -> tuple[Object, str]:
-        """The source, and a new name for its file."""
+    async def _link(self) -> Object:
+        """The copy, whose file is there."""
         files = self.call.files
         for _ in range(_TURNS):
             source = await open_source(self, *self.source)
+            new = self._copy_of(source)
             try:
-                return source, await process.wait(files.pool.run(files.link, source.file, owner))
+                await process.wait(files.pool.run(files.link, source.file, new))
             except FileNotFoundError:
                 continue
+            return new
         raise errors.InternalError()
+
+    def _copy_of(self, source: Object) -> Object:
+        id = object_id(self.bucket.id, self.target.key)
+        replace = self.directive == "REPLACE"
+        whole = source.checksum_type == "FULL_OBJECT"
+        return Object(
+            id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
+            user_id=self.bucket.user_id, file=self.call.files.name(f"o-{id}"), size=source.size, md5=source.md5,
+            sha256=source.sha256, etag=source.md5, modified=time.time(),
+            headers=object_headers.content(self.headers) if replace else source.headers,
+            metadata=object_headers.metadata(self.headers) if replace else source.metadata,
+            storage_class=object_headers.storage_class(self.headers),
+            checksums=source.checksums if whole else {})
 
 
 async def open_source(operation: Operation, bucket: str, key: str) -> Object:
@@ -145,7 +149,7 @@ class GetObject(Operation):
             if not with_body:
                 return response
             try:
-                file = await process.wait(self.call.files.pool.run(open, found.path, "rb", 0))
+                file = await process.wait(self.call.files.pool.run(self.call.files.open, found))
             except FileNotFoundError:
                 continue
             response.body = FileBody(self.call.files, file, start, length)
