@@ -53,7 +53,10 @@ def test_every_failpoint_is_tested() -> None:
     for module in pkgutil.walk_packages(nova.__path__, "nova."):
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
-    assert failpoint.names() == sorted({*RUN, *TERMINATE, *STORE, *IMAGE})
+    # those of the object store: tests/functional/test_objectstore_crashes.py
+    named = {*RUN, *TERMINATE, *STORE, *IMAGE}
+    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *TERMINATE, *IMAGE}
+    assert named <= set(failpoint.names())
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,8 @@ SUBJECTS = {"nobody": frozenset[str](), "all": frozenset(rbac.ROLES),
 OWNERS = {"own": ("ann", PROJECT), "colleague": ("bob", PROJECT), "other": ("eve", "other"),
           "own elsewhere": ("ann", "other")}
 BODY = b"what is in the object"
+PART = b"the part that is there"
+PART_MD5 = hashlib.md5(PART).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,8 @@ async def new_upload(rig: Rig, user: str, project: str) -> Thing:
 
     def write() -> s3_models.Part:
         with rig.files.new(f"p-{s3_models.part_id(upload.id, 1)}") as writer:
-            writer.write(BODY)
-            part = multipart.new_part(upload, 1, writer.name, len(BODY), hashlib.md5(BODY).hexdigest(), {})
+            writer.write(PART)
+            part = multipart.new_part(upload, 1, writer.name, len(PART), PART_MD5, {})
             writer.publish(part)
             return part
     part = await process.wait(rig.files.pool.run(write))
@@ -369,7 +371,7 @@ async def upload_over(rig: Rig, thing: Thing) -> bool:
 
 async def part_replaced(rig: Rig, thing: Thing) -> bool:
     part = await rig.store.get(Part, s3_models.part_id(thing.upload, 1))
-    return part is not None and part.md5 != "0" * 32
+    return part is not None and part.md5 != PART_MD5
 
 
 async def upload_made(rig: Rig, thing: Thing) -> bool:
@@ -545,7 +547,7 @@ S3_CASES: dict[str, Case] = {
         also=("GetObject",)),
     "CompleteMultipartUpload": Case(new_upload, lambda c, t, s: c.complete_multipart_upload(
         Bucket=t.id, Key="key", UploadId=t.upload,
-        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": "0" * 32}]}), upload_over),
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": PART_MD5}]}), upload_over),
     "AbortMultipartUpload": Case(new_upload, lambda c, t, s: c.abort_multipart_upload(
         Bucket=t.id, Key="key", UploadId=t.upload), upload_over),
     # what is copied is another's
