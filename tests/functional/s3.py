@@ -58,12 +58,16 @@ class Server:
         return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
 
 
-def start(redis_url: str, directory: Path, *flags: str) -> Server:
+def start(redis_url: str, directory: Path, *flags: str, within: tuple[str, ...] = ()) -> Server:
+    """Start a server.
+
+    :param within: a command that runs the one it is given
+    """
     log = directory / "log"
     with open(log, "ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.functional.objectstore_server", "--s3_port=0", "--s3_listen=127.0.0.1",
-             f"--redis_url={redis_url}", f"--state_path={directory}", *flags],
+            [*within, sys.executable, "-m", "tests.functional.objectstore_server", "--s3_port=0",
+             "--s3_listen=127.0.0.1", f"--redis_url={redis_url}", f"--state_path={directory}", *flags],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=out)
     line = process.stdout.readline().decode()
     assert line.startswith("listening"), log.read_text()
