@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import uuid
 import zlib
@@ -200,9 +201,15 @@ class Register:
             os.unlink(self._file(record.id))
             os.fsync(directory)
 
-    def ids(self) -> list[str]:
-        """The ids of all that are described, sorted."""
-        return sorted(name.removesuffix(".json") for name in os.listdir(self.path) if name.endswith(".json"))
+    def ids(self, before: float = math.inf) -> list[str]:
+        """The ids of all that are described, sorted; :param before: only since before that, in seconds since 1970"""
+        found = []
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                    if entry.name.endswith(".json") and entry.stat().st_mtime < before:
+                        found.append(entry.name.removesuffix(".json"))
+        return sorted(found)
 
     def remove_unfinished(self, limit: float) -> None:
         """Remove what was being written before `limit`, in seconds since 1970."""
@@ -212,10 +219,3 @@ class Register:
                 with contextlib.suppress(FileNotFoundError):
                     if os.stat(path).st_mtime < limit:
                         os.unlink(path)
-
-    def changed(self, id: str) -> float:
-        """When it was described, in seconds since 1970; now, where it is gone."""
-        try:
-            return os.stat(self._file(id)).st_mtime
-        except FileNotFoundError:
-            return float("inf")

@@ -123,6 +123,21 @@ class Files:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.root)
         return Writer(self.root, f"{owner}-{uuid.uuid4().hex}")
 
+    def id(self) -> str:
+        """What the directory is called; empty: it has no name yet."""
+        try:
+            with open(os.path.join(self.root, "id")) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def set_id(self, id: str) -> None:
+        """Name the directory, unless somebody was faster."""
+        with description.locked(self.root) as directory:
+            if not self.id():
+                description.write_aside(directory, "id", id.encode())
+                os.fsync(directory)
+
     def name(self, owner: str) -> str:
         """A name for a copy; :param owner: as for :meth:`new`"""
         name = f"{owner}-{uuid.uuid4().hex}"

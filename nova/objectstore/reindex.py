@@ -146,8 +146,9 @@ class _Reindex:
             if told is not None and await self._create(told, self._lists_of(told)):
                 self._report.restored[word] += 1
         if cls is Bucket:
+            described = set(ids)
             for bucket in await self._store.all(Bucket):
-                if bucket.id not in set(ids):
+                if bucket.id not in described:
                     self._report.found[word] += 1
                     self._report.described += 1
                     await self._in_thread(register.put, bucket)

@@ -6,7 +6,6 @@ one): then its records are rebuilt first, ``nova-manage objectstore reindex``.
 """
 
 import logging
-import os
 import time
 import uuid
 
@@ -31,24 +30,19 @@ async def is_known(store: Store, files: Files) -> bool:
 
     :raises DatastoreUnavailable:
     """
-    path = os.path.join(files.root, "id")
-    if os.path.exists(path):
-        with open(path) as file:
-            return bool(await store.attempt(store.redis.sismember(_KNOWN, file.read().strip())))
+    there = await process.wait(files.pool.run(files.id))
+    if there:
+        return bool(await store.attempt(store.redis.sismember(_KNOWN, there)))
     id = uuid.uuid4().hex
     await store.attempt(store.redis.sadd(_KNOWN, id))  # first: a directory with an id that nobody knows is a lost one
-    with description.locked(files.root) as directory:
-        if not os.path.exists(path):
-            description.write_aside(directory, "id", id.encode())
-            os.fsync(directory)
+    await process.wait(files.pool.run(files.set_id, id))
     return True
 
 
 async def make_known(store: Store, files: Files) -> None:
     """The datastore has the records of the files now."""
-    await is_known(store, files)
-    with open(os.path.join(files.root, "id")) as file:
-        await store.attempt(store.redis.sadd(_KNOWN, file.read().strip()))
+    if not await is_known(store, files):
+        await store.attempt(store.redis.sadd(_KNOWN, await process.wait(files.pool.run(files.id))))
 
 
 async def sweep(store: Store, files: Files) -> int:
@@ -107,9 +101,8 @@ async def _descriptions(store: Store, files: Files) -> None:
             await process.wait(files.pool.run(files.buckets.put, bucket))
     for register, cls in ((files.buckets, Bucket), (files.uploads, Upload)):
         await process.wait(files.pool.run(register.remove_unfinished, limit))
-        for id in await process.wait(files.pool.run(register.ids)):
-            if register.changed(id) < limit:
-                await _forget_description(store, files, register, cls, id)
+        for id in await process.wait(files.pool.run(register.ids, limit)):
+            await _forget_description(store, files, register, cls, id)
 
 
 async def _forget_description(store: Store, files: Files, register: description.Register,
