@@ -61,6 +61,8 @@ async def sweep(store: Store, files: Files) -> int:
     removed = 0
     while batch := await process.wait(files.pool.run(next_batch)):
         orphans = await _orphans(store, batch)
+        # Redis may have been emptied meanwhile, and even filled again: known in between, orphans before and after
+        orphans = await _orphans(store, orphans) if orphans and await is_known(store, files) else []
         for name in orphans:
             log.info("removing %s, which no record names", name)
             await process.wait(files.pool.run(files.remove, name))
@@ -112,6 +114,7 @@ async def _forget_description(store: Store, files: Files, register: description.
     except description.Unreadable as error:
         log.warning("the %s %s: %s", cls.__name__.lower(), id, error)
         return
-    if there is not None and await store.get(cls, id) is None:
+    if (there is not None and await store.get(cls, id) is None and await is_known(store, files)
+            and await store.get(cls, id) is None):
         log.info("removing the description of %s, which is gone", id)
         await process.wait(files.pool.run(register.remove, there))

@@ -8,6 +8,7 @@ been emptied and rebuilt from the disk.
 import asyncio
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -230,6 +231,8 @@ def tidy(s3: Any) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_at_every_failpoint(place: tuple[RedisServer, Path], reached: dict[str, list[str]], name: str) -> None:
     own_redis, directory = place
+    wipe(own_redis.url)
+    shutil.rmtree(directory / "objects", ignore_errors=True)
     server = start(own_redis.url, directory)
     try:
         s3 = server.client()
