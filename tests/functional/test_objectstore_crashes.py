@@ -1,0 +1,291 @@
+"""The object store is killed at every failpoint of every operation: the old or the new state is there afterwards.
+
+Which operation comes by which failpoint is found by doing each once; one that none comes by fails the last test.
+After each crash the state is compared three times: as the restarted server has it, after the sweep, and after Redis has
+been emptied and rebuilt from the disk.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+import pytest
+
+from nova import datastore, failpoint
+from nova.auth import quota
+from nova.auth.manager import AuthManager
+from nova.flags import FLAGS
+from nova.objectstore import holdings, reindex
+from nova.objectstore.files import Files
+from nova.objectstore.models import Bucket, Object, Part, Upload
+from nova.objectstore.service import ObjectStoreService
+from tests.conftest import RedisServer, free_port, wait_until
+from tests.functional.s3 import Server, add_users, start
+
+#: what a bucket has by key: size, MD5, metadata
+State = dict[str, Any]
+
+#: what a client of a server that dies sees
+_DEAD = (botocore.exceptions.ConnectionClosedError, botocore.exceptions.EndpointConnectionError)
+
+OLD, NEW = b"old" * 1000, b"new" * 2000
+PART, LAST = bytes(5 << 20), b"last"
+#: too much metadata for a file's attribute beside everything else: it is described beside the file
+LONG = {"long": "x" * 1900}
+
+
+class Scene:
+    """A bucket with an object, an upload of two parts, and an empty bucket, as they are before each operation."""
+
+    def __init__(self, s3: Any):
+        self.s3 = s3
+        s3.create_bucket(Bucket="here")
+        s3.create_bucket(Bucket="empty")
+        s3.put_object(Bucket="here", Key="k", Body=OLD, Metadata={"a": "old"})
+        s3.put_object(Bucket="here", Key="source", Body=NEW, Metadata={"a": "source"})
+        self.upload = s3.create_multipart_upload(Bucket="here", Key="k")["UploadId"]
+        self.parts = [{"PartNumber": n, "ETag": self.part(n, s3)} for n in (1, 2)]
+
+    def part(self, number: int, s3: Any) -> str:
+        return s3.upload_part(Bucket="here", Key="k", UploadId=self.upload, PartNumber=number,
+                              Body=PART if number == 1 else LAST)["ETag"]
+
+
+def _put(s3: Any, scene: Scene) -> None:
+    s3.put_object(Bucket="here", Key="k", Body=NEW, Metadata={"b": "new"})
+
+
+def _put_long(s3: Any, scene: Scene) -> None:
+    s3.put_object(Bucket="here", Key="k/long" + "n" * 900, Body=NEW, Metadata=LONG, ContentDisposition="y" * 900)
+
+
+def _copy(s3: Any, scene: Scene) -> None:
+    s3.copy_object(Bucket="here", Key="k", CopySource={"Bucket": "here", "Key": "source"}, Metadata={"c": "copy"},
+                   MetadataDirective="REPLACE")
+
+
+def _delete(s3: Any, scene: Scene) -> None:
+    s3.delete_object(Bucket="here", Key="k")
+
+
+def _create_bucket(s3: Any, scene: Scene) -> None:
+    s3.create_bucket(Bucket="another")
+
+
+def _delete_bucket(s3: Any, scene: Scene) -> None:
+    s3.delete_bucket(Bucket="empty")
+
+
+def _begin(s3: Any, scene: Scene) -> None:
+    s3.create_multipart_upload(Bucket="here", Key="other")
+
+
+def _part(s3: Any, scene: Scene) -> None:
+    s3.upload_part(Bucket="here", Key="k", UploadId=scene.upload, PartNumber=2, Body=NEW)
+
+
+def _complete(s3: Any, scene: Scene) -> None:
+    s3.complete_multipart_upload(Bucket="here", Key="k", UploadId=scene.upload,
+                                 MultipartUpload={"Parts": scene.parts})
+
+
+def _abort(s3: Any, scene: Scene) -> None:
+    s3.abort_multipart_upload(Bucket="here", Key="k", UploadId=scene.upload)
+
+
+OPERATIONS: dict[str, Callable[[Any, Scene], None]] = {
+    "put": _put, "put with long metadata": _put_long, "copy": _copy, "delete": _delete, "part": _part,
+    "complete": _complete, "abort": _abort, "begin an upload": _begin, "create bucket": _create_bucket,
+    "delete bucket": _delete_bucket,
+}
+
+
+def in_loop(url: str, function: Callable[[datastore.Store], Any]) -> Any:
+    """Run a coroutine function on the store, in a thread: the test may be in a loop."""
+    async def call() -> Any:
+        store = datastore.open_store(url)
+        try:
+            return await function(store)
+        finally:
+            await store.close()
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, call()).result()
+
+
+def state(s3: Any) -> State:
+    """All that a client sees, with every byte read."""
+    seen: State = {}
+    for bucket in (b["Name"] for b in s3.list_buckets()["Buckets"]):
+        seen[bucket] = objects = {}
+        for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+            answer = s3.get_object(Bucket=bucket, Key=item["Key"])
+            data = answer["Body"].read()
+            assert len(data) == item["Size"] and answer["ETag"] == item["ETag"]
+            if "-" not in answer["ETag"]:
+                assert answer["ETag"].strip('"') == hashlib.md5(data).hexdigest()
+            objects[item["Key"]] = (hashlib.sha256(data).hexdigest(), answer["Metadata"])
+        for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
+            parts = s3.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
+            objects[upload["UploadId"]] = [(p["PartNumber"], p["ETag"], p["Size"]) for p in parts]
+    return seen
+
+
+def without_new_uploads(seen: State, scene: Scene) -> State:
+    """Uploads have new ids each time: only that of the scene is compared, under a name of its own."""
+    return {bucket: {"the upload" if key == scene.upload else key: value for key, value in objects.items()
+                     if not isinstance(value, list) or key == scene.upload}
+            for bucket, objects in seen.items()}
+
+
+def check_consistent(url: str, directory: Path) -> None:
+    """No file without a record, no record without a file; the counters are what is there."""
+    async def check(store: datastore.Store) -> None:
+        named = {record.file for cls in (Object, Part) for record in [r async for r in store.scan(cls)]}
+        root = directory / "objects"
+        files = {str(p.relative_to(root)) for p in root.glob("??/*")}
+        assert {f for f in files if not f.endswith(".meta")} == named
+        assert {f.removesuffix(".meta") for f in files if f.endswith(".meta")} <= named
+        for name, cls in (("buckets", Bucket), ("uploads", Upload)):
+            ids = {kind.removeprefix(f"nova:{name[:-1]}:") for kind in
+                   [k.decode() async for k in store.redis.scan_iter(f"nova:{name[:-1]}:*")]}
+            assert {p.name for p in (root / name).iterdir()} == {f"{id}.json" for id in ids}, cls
+        assert await quota.recount(store, [holdings.holdings]) == []
+    in_loop(url, check)
+
+
+def wipe(url: str) -> None:
+    """Remove everything from the object store, as far as Redis knows it."""
+    async def run(store: datastore.Store) -> None:
+        keys = [key async for key in store.redis.scan_iter("nova:*")
+                if key.startswith((b"nova:bucket", b"nova:object", b"nova:upload", b"nova:part", b"nova:usage"))]
+        if keys:
+            await store.redis.delete(*keys)
+    in_loop(url, run)
+
+
+def rebuild(url: str, directory: Path) -> reindex.Report:
+    """Reindex, in a process other than the server's."""
+    async def run(store: datastore.Store) -> reindex.Report:
+        files = Files(str(directory / "objects"))
+        try:
+            return await reindex.reindex(store, files, pause=0)
+        finally:
+            files.close()
+    return in_loop(url, run)
+
+
+@pytest.fixture(name="place", scope="module")
+def place_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RedisServer, Path]]:
+    """A Redis with users, and a directory."""
+    directory = tmp_path_factory.mktemp("crashes")
+    own_redis = RedisServer(directory, free_port())
+    own_redis.start()
+    add_users(own_redis.url, str(directory / "ca"))
+    yield own_redis, directory
+    own_redis.kill()
+
+
+@pytest.fixture(name="reached", scope="module")
+def reached_fixture(place: tuple[RedisServer, Path]) -> dict[str, list[str]]:
+    """By operation the failpoints that it comes by."""
+    own_redis, directory = place
+    FLAGS.ca_path, FLAGS.objects_path = str(directory / "ca"), str(directory / "dry")
+    seen: list[str] = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr(failpoint, "hit", seen.append)
+    found: dict[str, list[str]] = {}
+
+    async def run(store: datastore.Store) -> None:
+        service = ObjectStoreService(store, AuthManager(store), port=0, address="127.0.0.1")
+        await service.start()
+        s3 = Server(None, service.port, directory, directory).client()  # type: ignore[arg-type]
+        for name, operation in OPERATIONS.items():
+            scene = await asyncio.to_thread(Scene, s3)
+            seen.clear()
+            await asyncio.to_thread(operation, s3, scene)
+            found[name] = list(dict.fromkeys(seen))
+            await asyncio.to_thread(tidy, s3)
+        await service.stop()
+    try:
+        in_loop(own_redis.url, run)
+    finally:
+        patch.undo()
+        FLAGS.objects_path = ""
+    return found
+
+
+def tidy(s3: Any) -> None:
+    """Remove all buckets."""
+    for bucket in (b["Name"] for b in s3.list_buckets()["Buckets"]):
+        for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+            s3.delete_object(Bucket=bucket, Key=item["Key"])
+        s3.delete_bucket(Bucket=bucket)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_every_failpoint(place: tuple[RedisServer, Path], reached: dict[str, list[str]], name: str) -> None:
+    own_redis, directory = place
+    wipe(own_redis.url)
+    shutil.rmtree(directory / "objects", ignore_errors=True)
+    server = start(own_redis.url, directory)
+    try:
+        s3 = server.client()
+        scene = Scene(s3)
+        before = without_new_uploads(state(s3), scene)
+        OPERATIONS[name](s3, scene)
+        after = without_new_uploads(state(s3), scene)
+        tidy(s3)
+        for point in reached[name]:
+            scene = Scene(server.client())
+            server.process.kill()
+            server.process.wait()
+
+            server = start(own_redis.url, directory, f"--failpoint={point}")
+            with pytest.raises(_DEAD):
+                OPERATIONS[name](server.client(retries={"max_attempts": 0, "mode": "legacy"}), scene)
+            assert server.process.wait(20) == -9
+
+            server = start(own_redis.url, directory)  # its sweep finds everything too young
+            found = without_new_uploads(state(server.client()), scene)
+            assert found in (before, after), f"{name} at {point}"
+            wipe(own_redis.url)
+            rebuild(own_redis.url, directory)  # before any sweep: one of both as well
+            found = without_new_uploads(state(server.client()), scene)
+            assert found in (before, after), f"{name} at {point}, rebuilt"
+            server.process.kill()
+            server.process.wait()
+
+            server = start(own_redis.url, directory, "--objects_orphan_age=0", "--objects_sweep_interval=1")
+            wait_until(lambda: consistent(own_redis.url, directory), 30, f"the sweep after {name} at {point}")
+            assert without_new_uploads(state(server.client()), scene) == found
+            wipe(own_redis.url)
+            report = rebuild(own_redis.url, directory)
+            assert report.unreadable == [] and report.missing == [] and report.leftovers == 0
+            check_consistent(own_redis.url, directory)
+            assert without_new_uploads(state(server.client()), scene) == found
+            again = rebuild(own_redis.url, directory)
+            assert set(again.restored.values()) == {0} and again.described == 0
+            check_consistent(own_redis.url, directory)
+            tidy(server.client())
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def consistent(url: str, directory: Path) -> bool:
+    """Whether :func:`check_consistent` has nothing to say any more."""
+    with contextlib.suppress(AssertionError):
+        check_consistent(url, directory)
+        return True
+    return False
+
+
+def test_every_failpoint_of_the_object_store_is_reached(reached: dict[str, list[str]]) -> None:
+    there = {point for points in reached.values() for point in points}
+    assert there == set(failpoint.names("objectstore."))
