@@ -152,6 +152,8 @@ def describe(path: str, record: Record) -> None:
 
     Who changes a record describes it afterwards; two who do that at the same time leave the later one's.
     """
+    if not os.path.exists(path):
+        return
     with locked(os.path.dirname(path)) as directory:
         if not os.path.exists(path):
             return

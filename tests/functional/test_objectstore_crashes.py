@@ -1,14 +1,14 @@
 """The object store is killed at every failpoint of every operation: the old or the new state is there afterwards.
 
 Which operation comes by which failpoint is found by doing each once; one that none comes by fails the last test.
-After each crash the state is compared three times: as the restarted server has it, after the sweep, and after Redis has
-been emptied and rebuilt from the disk.
+After each crash the state is compared: as another server has it, after Redis has been emptied and rebuilt from the
+disk, and after the sweep.  The sweep is done here while nothing is being put: with an age of 0 it takes the file of an
+object whose record is just being made.
 """
 
 import asyncio
-import contextlib
+import functools
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +21,11 @@ from nova import datastore, failpoint
 from nova.auth import quota
 from nova.auth.manager import AuthManager
 from nova.flags import FLAGS
-from nova.objectstore import holdings, reindex
+from nova.objectstore import holdings, reindex, sweep
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, Part, Upload
 from nova.objectstore.service import ObjectStoreService
-from tests.conftest import RedisServer, free_port, wait_until
+from tests.conftest import RedisServer, free_port
 from tests.functional.s3 import Server, add_users, start
 
 #: what a bucket has by key: size, MD5, metadata
@@ -41,14 +41,27 @@ LONG = {"long": "x" * 1900}
 
 
 class Scene:
-    """A bucket with an object, an upload of two parts, and an empty bucket, as they are before each operation."""
+    """A bucket with objects and an upload of two parts, an empty bucket, one that keeps versions, and one that did, as
+    they are before each operation.
 
-    def __init__(self, s3: Any):
-        self.s3 = s3
+    :param url: of the server's Redis
+    :param directory: of its files
+    """
+
+    def __init__(self, s3: Any, url: str, directory: Path):
         s3.create_bucket(Bucket="here")
         s3.create_bucket(Bucket="empty")
         s3.put_object(Bucket="here", Key="k", Body=OLD, Metadata={"a": "old"})
         s3.put_object(Bucket="here", Key="source", Body=NEW, Metadata={"a": "source"})
+        s3.put_object(Bucket="here", Key="ahead", Body=OLD)
+        in_loop(url, functools.partial(_put_ahead, str(directory / "objects")))
+        for bucket in ("keeps", "kept"):
+            s3.create_bucket(Bucket=bucket)
+            s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+            s3.put_object(Bucket=bucket, Key="k", Body=OLD)
+            s3.put_object(Bucket=bucket, Key="k", Body=NEW)
+        s3.put_bucket_versioning(Bucket="kept", VersioningConfiguration={"Status": "Suspended"})
+        s3.put_object(Bucket="kept", Key="k", Body=LAST)
         self.upload = s3.create_multipart_upload(Bucket="here", Key="k")["UploadId"]
         self.parts = [{"PartNumber": n, "ETag": self.part(n, s3)} for n in (1, 2)]
 
@@ -72,6 +85,35 @@ def _copy(s3: Any, scene: Scene) -> None:
 
 def _delete(s3: Any, scene: Scene) -> None:
     s3.delete_object(Bucket="here", Key="k")
+
+
+def _put_later(s3: Any, scene: Scene) -> None:
+    s3.put_object(Bucket="here", Key="ahead", Body=NEW)
+
+
+def _put_version(s3: Any, scene: Scene) -> None:
+    s3.put_object(Bucket="keeps", Key="k", Body=LAST)
+
+
+def _put_null(s3: Any, scene: Scene) -> None:
+    s3.put_object(Bucket="kept", Key="k", Body=OLD)
+
+
+def _mark(s3: Any, scene: Scene) -> None:
+    s3.delete_object(Bucket="keeps", Key="k")
+
+
+def _mark_null(s3: Any, scene: Scene) -> None:
+    s3.delete_object(Bucket="kept", Key="k")
+
+
+def _delete_version(s3: Any, scene: Scene) -> None:
+    newest = s3.list_object_versions(Bucket="keeps")["Versions"][0]["VersionId"]
+    s3.delete_object(Bucket="keeps", Key="k", VersionId=newest)
+
+
+def _tag(s3: Any, scene: Scene) -> None:
+    s3.put_object_tagging(Bucket="here", Key="k", Tagging={"TagSet": [{"Key": "a", "Value": "b"}]})
 
 
 def _create_bucket(s3: Any, scene: Scene) -> None:
@@ -100,7 +142,9 @@ def _abort(s3: Any, scene: Scene) -> None:
 
 
 OPERATIONS: dict[str, Callable[[Any, Scene], None]] = {
-    "put": _put, "put with long metadata": _put_long, "copy": _copy, "delete": _delete, "part": _part,
+    "put": _put, "put with long metadata": _put_long, "put with a clock put back": _put_later, "copy": _copy,
+    "delete": _delete, "put a version": _put_version, "put a null version": _put_null, "mark": _mark,
+    "mark a null version": _mark_null, "delete a version": _delete_version, "tag": _tag, "part": _part,
     "complete": _complete, "abort": _abort, "begin an upload": _begin, "create bucket": _create_bucket,
     "delete bucket": _delete_bucket,
 }
@@ -118,22 +162,45 @@ def in_loop(url: str, function: Callable[[datastore.Store], Any]) -> Any:
         return threads.submit(asyncio.run, call()).result()
 
 
+async def _put_ahead(root: str, store: datastore.Store) -> None:
+    """The object was put when the clock was an hour ahead."""
+    [found] = [record async for record in store.scan(Object) if record.key == "ahead"]
+    files = Files(root)
+    try:
+        files.describe(await store.update(found, sequence=found.sequence + 3600 * 10**6, revision=found.revision + 1))
+    finally:
+        files.close()
+
+
 def state(s3: Any) -> State:
     """All that a client sees, with every byte read."""
     seen: State = {}
     for bucket in (b["Name"] for b in s3.list_buckets()["Buckets"]):
-        seen[bucket] = objects = {}
+        seen[bucket] = there = {}
         for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
             answer = s3.get_object(Bucket=bucket, Key=item["Key"])
             data = answer["Body"].read()
             assert len(data) == item["Size"] and answer["ETag"] == item["ETag"]
             if "-" not in answer["ETag"]:
                 assert answer["ETag"].strip('"') == hashlib.md5(data).hexdigest()
-            objects[item["Key"]] = (hashlib.sha256(data).hexdigest(), answer["Metadata"])
+            tags = s3.get_object_tagging(Bucket=bucket, Key=item["Key"])["TagSet"]
+            there[item["Key"]] = (hashlib.sha256(data).hexdigest(), answer["Metadata"], tags)
+        there["versions"] = _versions(s3, bucket)
+        there["versioning"] = s3.get_bucket_versioning(Bucket=bucket).get("Status")
         for upload in s3.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
             parts = s3.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", [])
-            objects[upload["UploadId"]] = [(p["PartNumber"], p["ETag"], p["Size"]) for p in parts]
+            there[upload["UploadId"]] = [(p["PartNumber"], p["ETag"], p["Size"]) for p in parts]
     return seen
+
+
+def _versions(s3: Any, bucket: str) -> tuple[Any, ...]:
+    """All versions and delete markers, the newest of a key first; their ids, which are new each time, left out."""
+    found = s3.list_object_versions(Bucket=bucket)
+    versions = [(v["Key"], v["VersionId"] == "null", v["IsLatest"], hashlib.sha256(s3.get_object(
+        Bucket=bucket, Key=v["Key"], VersionId=v["VersionId"])["Body"].read()).hexdigest())
+        for v in found.get("Versions", [])]
+    markers = [(m["Key"], m["VersionId"] == "null", m["IsLatest"]) for m in found.get("DeleteMarkers", [])]
+    return versions, markers
 
 
 def without_new_uploads(seen: State, scene: Scene) -> State:
@@ -195,7 +262,7 @@ def place_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Re
 def reached_fixture(place: tuple[RedisServer, Path]) -> dict[str, list[str]]:
     """By operation the failpoints that it comes by."""
     own_redis, directory = place
-    FLAGS.ca_path, FLAGS.objects_path = str(directory / "ca"), str(directory / "dry")
+    FLAGS.ca_path, FLAGS.objects_path = str(directory / "ca"), str(directory / "dry" / "objects")
     seen: list[str] = []
     patch = pytest.MonkeyPatch()
     patch.setattr(failpoint, "hit", seen.append)
@@ -204,9 +271,10 @@ def reached_fixture(place: tuple[RedisServer, Path]) -> dict[str, list[str]]:
     async def run(store: datastore.Store) -> None:
         service = ObjectStoreService(store, AuthManager(store), port=0, address="127.0.0.1")
         await service.start()
-        s3 = Server(None, service.port, directory, directory).client()  # type: ignore[arg-type]
+        root = directory / "dry"
+        s3 = Server(None, service.port, root, directory).client()  # type: ignore[arg-type]
         for name, operation in OPERATIONS.items():
-            scene = await asyncio.to_thread(Scene, s3)
+            scene = await asyncio.to_thread(Scene, s3, own_redis.url, root)
             seen.clear()
             await asyncio.to_thread(operation, s3, scene)
             found[name] = list(dict.fromkeys(seen))
@@ -223,67 +291,76 @@ def reached_fixture(place: tuple[RedisServer, Path]) -> dict[str, list[str]]:
 def tidy(s3: Any) -> None:
     """Remove all buckets."""
     for bucket in (b["Name"] for b in s3.list_buckets()["Buckets"]):
-        for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
-            s3.delete_object(Bucket=bucket, Key=item["Key"])
+        found = s3.list_object_versions(Bucket=bucket)
+        for item in found.get("Versions", []) + found.get("DeleteMarkers", []):
+            s3.delete_object(Bucket=bucket, Key=item["Key"], VersionId=item["VersionId"])
         s3.delete_bucket(Bucket=bucket)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_killed_at_every_failpoint(place: tuple[RedisServer, Path], reached: dict[str, list[str]], name: str) -> None:
+@pytest.fixture(name="server", scope="module")
+def server_fixture(place: tuple[RedisServer, Path], reached: dict[str, list[str]]) -> Iterator[Server]:
+    """A server that lives, on the same Redis and files as those that are killed."""
     own_redis, directory = place
-    wipe(own_redis.url)
-    shutil.rmtree(directory / "objects", ignore_errors=True)
     server = start(own_redis.url, directory)
-    try:
-        s3 = server.client()
-        scene = Scene(s3)
-        before = without_new_uploads(state(s3), scene)
-        OPERATIONS[name](s3, scene)
-        after = without_new_uploads(state(s3), scene)
-        tidy(s3)
-        for point in reached[name]:
-            scene = Scene(server.client())
-            server.process.kill()
-            server.process.wait()
+    yield server
+    server.process.kill()
+    server.process.wait()
 
-            server = start(own_redis.url, directory, f"--failpoint={point}")
+
+def swept(url: str, directory: Path) -> None:
+    """Remove what is needless, however young it is."""
+    async def run(store: datastore.Store) -> None:
+        files = Files(str(directory / "objects"))
+        usual, FLAGS.objects_orphan_age = FLAGS.objects_orphan_age, 0
+        try:
+            await sweep.sweep(store, files)
+        finally:
+            FLAGS.objects_orphan_age = usual
+            files.close()
+    in_loop(url, run)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_every_failpoint(place: tuple[RedisServer, Path], server: Server, reached: dict[str, list[str]],
+                                   name: str) -> None:
+    own_redis, directory = place
+    s3 = server.client()
+    tidy(s3)  # an earlier test may have failed
+    scene = Scene(s3, own_redis.url, directory)
+    before = without_new_uploads(state(s3), scene)
+    OPERATIONS[name](s3, scene)
+    after = without_new_uploads(state(s3), scene)
+    tidy(s3)
+    for point in reached[name]:
+        scene = Scene(s3, own_redis.url, directory)
+        dying = start(own_redis.url, directory, f"--failpoint={point}")
+        try:
             with pytest.raises(_DEAD):
-                OPERATIONS[name](server.client(retries={"max_attempts": 0, "mode": "legacy"}), scene)
-            assert server.process.wait(20) == -9
+                OPERATIONS[name](dying.client(retries={"max_attempts": 0, "mode": "legacy"}), scene)
+            assert dying.process.wait(60) == -9
+        finally:
+            dying.process.kill()
+            dying.process.wait()
 
-            server = start(own_redis.url, directory)  # its sweep finds everything too young
-            found = without_new_uploads(state(server.client()), scene)
-            assert found in (before, after), f"{name} at {point}"
-            wipe(own_redis.url)
-            rebuild(own_redis.url, directory)  # before any sweep: one of both as well
-            found = without_new_uploads(state(server.client()), scene)
-            assert found in (before, after), f"{name} at {point}, rebuilt"
-            server.process.kill()
-            server.process.wait()
+        found = without_new_uploads(state(s3), scene)
+        assert found in (before, after), f"{name} at {point}"
+        wipe(own_redis.url)
+        rebuild(own_redis.url, directory)  # before any sweep: one of both as well
+        found = without_new_uploads(state(s3), scene)
+        assert found in (before, after), f"{name} at {point}, rebuilt"
 
-            server = start(own_redis.url, directory, "--objects_orphan_age=0", "--objects_sweep_interval=1")
-            wait_until(lambda: consistent(own_redis.url, directory), 30, f"the sweep after {name} at {point}")
-            assert without_new_uploads(state(server.client()), scene) == found
-            wipe(own_redis.url)
-            report = rebuild(own_redis.url, directory)
-            assert report.unreadable == [] and report.missing == [] and report.leftovers == 0
-            check_consistent(own_redis.url, directory)
-            assert without_new_uploads(state(server.client()), scene) == found
-            again = rebuild(own_redis.url, directory)
-            assert set(again.restored.values()) == {0} and again.described == 0
-            check_consistent(own_redis.url, directory)
-            tidy(server.client())
-    finally:
-        server.process.kill()
-        server.process.wait()
-
-
-def consistent(url: str, directory: Path) -> bool:
-    """Whether :func:`check_consistent` has nothing to say any more."""
-    with contextlib.suppress(AssertionError):
-        check_consistent(url, directory)
-        return True
-    return False
+        swept(own_redis.url, directory)
+        check_consistent(own_redis.url, directory)
+        assert without_new_uploads(state(s3), scene) == found
+        wipe(own_redis.url)
+        report = rebuild(own_redis.url, directory)
+        assert report.unreadable == [] and report.missing == [] and report.leftovers == 0
+        check_consistent(own_redis.url, directory)
+        assert without_new_uploads(state(s3), scene) == found
+        again = rebuild(own_redis.url, directory)
+        assert set(again.restored.values()) == {0} and again.described == 0
+        check_consistent(own_redis.url, directory)
+        tidy(s3)
 
 
 def test_every_failpoint_of_the_object_store_is_reached(reached: dict[str, list[str]]) -> None:

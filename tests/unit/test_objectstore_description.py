@@ -108,12 +108,12 @@ def test_a_copy_of_what_is_gone_leaves_nothing(files: Files) -> None:
 
 def test_the_later_description_stays(files: Files) -> None:
     record = put(files)
-    later = dataclasses.replace(record, version=9, tags={"a": "2"})
+    later = dataclasses.replace(record, revision=2, tags={"a": "2"})
     files.describe(later)
-    files.describe(dataclasses.replace(record, version=8, tags={"a": "1"}))
+    files.describe(dataclasses.replace(record, revision=1, tags={"a": "1"}))
     assert files.description(record.file) == later
     files.remove(record.file)
-    files.describe(dataclasses.replace(later, version=10))
+    files.describe(dataclasses.replace(later, revision=3))
     assert list(files.names(-1)) == []
 
 
