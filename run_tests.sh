@@ -19,7 +19,7 @@ EXTRAS=(client tests)
 WANTED=
 if [ "$(id -u)" -eq 0 ]; then
     EXTRAS+=(libvirt)
-    WANTED="$PACKAGES_REDIS $PACKAGES_CLOUD $PACKAGES_TESTS"
+    WANTED="$PACKAGES_REDIS $PACKAGES_CLOUD $PACKAGES_TESTS $PACKAGES_TESTS_S3"
 fi
 if ! venv_is_ready "${EXTRAS[@]}"; then
     WANTED="$WANTED $PACKAGES_BUILD"
@@ -29,6 +29,7 @@ if ! venv_is_ready "${EXTRAS[@]}"; then
 fi
 ensure_packages "" $WANTED
 ensure_python "${EXTRAS[@]}"
+[ "$(id -u)" -ne 0 ] || ensure_javascript tests/clients/s3
 
 # paths on the command line replace the default order: what needs least first, so that failures show early
 TESTS=(tests/unit tests/functional tests/clients)

@@ -35,6 +35,7 @@ EXTRAS_REQUIRE = {
         "mypy>=1.13",
         "coverage>=7.0",
         "lxml>=5.0",
+        "minio>=7.2",  # one of the clients that the object store is tried with
         "hypothesis>=6.100",  # random sequences of requests to the object store, and the shortest one that fails
         "sphinx>=6.2,<7.3",  # later ones want a docutils that awscli does not take
     ],

@@ -1,8 +1,8 @@
 # Set-up steps that run.sh and run_tests.sh share; sourced by both, never run.
 #
 # The caller sets ROOT (the tree) and NAME (its own name, for messages) and calls, in this order: begin, find_python,
-# ensure_packages, ensure_python, and end_setup before it becomes something else.  What apt and pip say goes to files in
-# .cache and is shown only when they fail.  Whatever was cut short is recognised and mended by the next run.
+# ensure_packages, ensure_python, and end_setup before it becomes something else.  What apt, pip and npm say goes to files
+# in .cache and is shown only when they fail.  Whatever was cut short is recognised and mended by the next run.
 
 VENV=$ROOT/.venv
 CACHE=$ROOT/.cache
@@ -20,6 +20,9 @@ PACKAGES_BUILD="gcc:gcc libc6-dev:/usr/include/stdio.h swig:swig libssl-dev:/usr
 PACKAGES_BUILD_LIBVIRT="pkg-config:pkg-config libvirt-dev:/usr/include/libvirt/libvirt.h"
 PACKAGES_TESTS="rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server slapd:/usr/sbin/slapd ldap-utils:ldapsearch
     python3-boto:/usr/lib/python3/dist-packages/boto s3cmd:s3cmd zsh:zsh unzip:unzip"
+# clients that the object store is tried with: rclone and s3fs as they are; nodejs runs Amazon's SDK for JavaScript, npm
+# fetches it
+PACKAGES_TESTS_S3="rclone:rclone s3fs:s3fs nodejs:node npm:npm"
 # services of those packages; Nova starts servers of its own and needs none of these to run
 SERVICES="redis-server.service slapd.service rabbitmq-server.service libvirtd.service libvirtd.socket
     libvirtd-ro.socket libvirtd-admin.socket virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.service
@@ -187,6 +190,28 @@ print("\n".join(setup.requirements(*sys.argv[1:])))' $extras) >"$CACHE/requireme
     }
     echo "$digest $extras" >"$VENV/.nova-installed"
     rm -f "$VENV/.nova-unfinished"
+    say "done"
+}
+
+# -- JavaScript ------------------------------------------------------------------------------------------------------
+
+# ensure_javascript DIRECTORY: what the package-lock.json there names, in .cache/javascript/node_modules
+ensure_javascript() {
+    local place=$CACHE/javascript
+    if cmp -s "$1/package-lock.json" "$place/installed"; then
+        step "JavaScript: .cache/javascript is ready"
+        return
+    fi
+    step "JavaScript: installing what $1/package-lock.json names"
+    mkdir -p "$place"
+    rm -f "$place/installed"
+    cp "$1/package.json" "$1/package-lock.json" "$place/"
+    quietly npm.log "installing JavaScript packages" env -C "$place" \
+        npm ci --ignore-scripts --no-audit --no-fund || {
+        tail_of npm.log
+        die "JavaScript packages cannot be installed (no network?); $CACHE/npm.log has all of it. Then run it again"
+    }
+    cp "$place/package-lock.json" "$place/installed"
     say "done"
 }
 

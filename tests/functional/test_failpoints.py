@@ -45,7 +45,7 @@ SHARED = ["network.spec.written", "network.rules.applied", "network.dnsmasq.writ
 STORE = ["objectstore.put.published", "objectstore.put.committed", "objectstore.delete.committed",
          "objectstore.complete.committed"]
 IMAGE = ["image.file.made"]
-#: tests.functional.test_objectstore_versions has them
+#: tests.functional.test_objectstore_many_versions has them
 VERSIONS = ["objectstore.mark.committed"]
 
 PART = 5 << 20
