@@ -1,5 +1,8 @@
 """The records of versions: what counts towards limits, what verification finds, lost answers, clocks that go back."""
 
+import dataclasses
+import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from nova.cloud.scrub import Scrubber
 from nova.context import Context
 from nova.datastore import Store, Transaction
 from nova.flags import FLAGS
-from nova.objectstore import buckets, holdings, objects, versions
+from nova.objectstore import buckets, description, holdings, objects, versions
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
 
@@ -79,6 +82,43 @@ async def test_order_does_not_depend_on_the_clock(store: Store, files: Files, bu
     assert [v.sequence - made[0].sequence for v in made] == [0, 1, 2, 3]
     older = await objects.older_versions(store, bucket, "k", 10)
     assert [v.version_id for v in older] == [v.version_id for v in reversed(made[:-1])]
+
+
+@pytest.mark.parametrize("versioning", ["", versions.ENABLED, versions.SUSPENDED])
+async def test_a_put_syncs_its_file_and_its_directory_and_nothing_else(store: Store, files: Files, bucket: Bucket,
+                                                                       versioning: str, monkeypatch) -> None:
+    await buckets.change(store, files, bucket, lambda _: {"versioning": versioning})
+    bucket = await buckets.get(store, "bucket")
+    real, synced = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+        real(fd)
+    for _ in range(3):
+        monkeypatch.setattr(os, "fsync", fsync)
+        with files.new(f"o-{object_id('bucket', 'k')}") as writer:
+            new = objects.planned(bucket, dataclasses.replace(an_object(), file=writer.name))
+            synced.clear()  # the directory's own name is new the first time
+            writer.publish(new)
+        made = await objects.put(store, files, bucket, new)
+        assert synced == [False, True] and description.same(files.description(made.file), made)
+
+
+async def test_what_was_planned_otherwise_is_described_before_it_is_there(store: Store, files: Files) -> None:
+    """The bucket got versions, and the key another version, while the object was received."""
+    before = await buckets.create(store, files, "bucket", "one", "ann")
+
+    def publish() -> Object:
+        with files.new(f"o-{object_id('bucket', 'k')}") as writer:
+            new = objects.planned(before, dataclasses.replace(an_object(), file=writer.name))
+            writer.publish(new)
+            return new
+    late, early = publish(), publish()
+    await buckets.change(store, files, before, lambda _: {"versioning": versions.ENABLED})
+    for new in (early, late):
+        made = await objects.put(store, files, before, new)
+        assert made.version_id and made != new and description.same(files.description(made.file), made)
+    assert made.sequence > early.sequence > late.sequence
 
 
 async def test_a_lost_answer_makes_no_second_version(store: Store, files: Files, bucket: Bucket, monkeypatch) -> None:
