@@ -199,10 +199,14 @@ class Transaction:
         self._takes = 0
         self._named: dict[str, tuple[str, str]] = {}
 
-    def create(self, obj: R, ttl: int | None = None) -> R:
-        """Add a record that must not exist; returns what it will be.  A `ttl` in seconds lets it expire."""
+    def create(self, obj: R, ttl: int | None = None, version: int = 0) -> R:
+        """Add a record that must not exist; returns what it will be.
+
+        :param ttl: seconds after which it expires
+        :param version: what its version begins at, where a record that was lost is brought back
+        """
         schema = _schemas[type(obj)]
-        new = dataclasses.replace(obj, version=secrets.randbelow(_FIRST_VERSIONS) + 1)
+        new = dataclasses.replace(obj, version=version or secrets.randbelow(_FIRST_VERSIONS) + 1)
         self._add("create", new, schema, fields=_encode(schema, _fields(new)), ttl=ttl, indexes=schema.index_list(),
                   set=schema.all_key if schema.listed else None)
         return new

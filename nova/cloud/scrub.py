@@ -123,7 +123,7 @@ class Scrubber:
                     continue  # over meanwhile
             try:
                 await objects.remove_all(self.store, files, bucket)
-                return await buckets.delete(self.store, bucket)
+                return await buckets.delete(self.store, files, bucket)
             except errors.BucketNotEmpty:
                 if attempt == _TRIES - 1:
                     raise

@@ -1,16 +1,22 @@
 """What can be done with buckets, apart from HTTP.
 
-Bucket names are shared by all projects; a bucket belongs to one, and to the user who made it.
+Bucket names are shared by all projects; a bucket belongs to one, and to the user who made it.  It is described on disk
+after its record has changed and before the client hears of it: the record decides who of two is first.
 """
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
-from nova import exception
+from nova import exception, failpoint, process
 from nova.datastore import Store
 from nova.objectstore import errors
+from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket
+
+failpoint.declare("objectstore.bucket.committed", "the bucket is made or changed, its description is not")
+failpoint.declare("objectstore.bucket.deleted", "the bucket is gone, its description is not")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
@@ -33,7 +39,7 @@ def check_name(name: str) -> None:
         raise errors.InvalidBucketName()
 
 
-async def create(store: Store, name: str, project_id: str, user_id: str, location: str = "",
+async def create(store: Store, files: Files, name: str, project_id: str, user_id: str, location: str = "",
                  configuration: dict[str, Any] | None = None) -> Bucket:
     """Make a bucket.
 
@@ -45,15 +51,22 @@ async def create(store: Store, name: str, project_id: str, user_id: str, locatio
                     configuration=configuration or {})
     while True:
         try:
-            return await store.create(bucket)
+            return await _describe(files, await store.create(bucket))
         except exception.Exists:
             other = await store.get(Bucket, name)
-            if other is not None and (other.project_id, other.created) == (project_id, bucket.created):
-                return other  # it was made, the answer got lost
-            if other is not None and other.project_id == project_id:
-                raise errors.BucketAlreadyOwnedByYou() from None
-            if other is not None:
+            if other is not None and other.project_id != project_id:
                 raise errors.BucketAlreadyExists() from None
+            if other is not None:
+                await _describe(files, other)  # who made it may have died before that
+                if other.created == bucket.created:
+                    return other  # it was made, the answer got lost
+                raise errors.BucketAlreadyOwnedByYou() from None
+
+
+async def _describe(files: Files, bucket: Bucket) -> Bucket:
+    failpoint.hit("objectstore.bucket.committed")
+    await process.wait(files.pool.run(files.buckets.put, bucket))
+    return bucket
 
 
 async def get(store: Store, name: str) -> Bucket:
@@ -77,43 +90,45 @@ async def again(store: Store, bucket: Bucket) -> Bucket:
     return found
 
 
-async def set_versioning(store: Store, bucket: Bucket, status: str) -> None:
-    """Enable or suspend the versioning of its objects; :raises NoSuchBucket: somebody removed the bucket"""
-    while True:
-        found = await again(store, bucket)
-        try:
-            await store.update(found, versioning=status)
-            return
-        except (exception.Conflict, exception.NotFound):
-            continue
+async def change(store: Store, files: Files, bucket: Bucket,
+                 changes: Callable[[Bucket], dict[str, Any] | None]) -> None:
+    """Change a bucket's configuration or versioning, in the datastore and then on the disk.
 
-
-async def configure(store: Store, bucket: Bucket, name: str, value: Any) -> None:
-    """Set one of the sub-resources that a bucket's `configuration` has.
-
-    :param value: what JSON has; None removes it
+    :param changes: gets the record, returns the fields to change, or nothing to leave it
     :raises NoSuchBucket: somebody removed the bucket
     """
-    def change(found: Bucket) -> dict[str, Any] | None:
+    def of_this(found: Bucket) -> dict[str, Any] | None:
         if found.created != bucket.created:
             raise errors.NoSuchBucket()  # this is another one of the same name
-        new = {key: old for key, old in found.configuration.items() if key != name}
-        if value is not None:
-            new[name] = value
-        return {"configuration": new} if new != found.configuration else None
+        return changes(found)
     try:
-        await store.modify(Bucket, bucket.id, change)
+        await _describe(files, await store.modify(Bucket, bucket.id, of_this))
     except exception.NotFound:
         raise errors.NoSuchBucket() from None
 
 
-async def delete(store: Store, bucket: Bucket) -> None:
+async def configure(store: Store, files: Files, bucket: Bucket, name: str, value: Any) -> None:
+    """:func:`change` of one of the sub-resources that a bucket's `configuration` has.
+
+    :param value: what JSON has; None removes it
+    """
+    def changes(found: Bucket) -> dict[str, Any] | None:
+        new = {key: old for key, old in found.configuration.items() if key != name}
+        if value is not None:
+            new[name] = value
+        return {"configuration": new} if new != found.configuration else None
+    await change(store, files, bucket, changes)
+
+
+async def delete(store: Store, files: Files, bucket: Bucket) -> None:
     """Remove a bucket that has neither versions of objects nor uploads.
 
     :raises BucketNotEmpty, NoSuchBucket:
     """
     while not await _delete(store, bucket):
         bucket = await again(store, bucket)
+    failpoint.hit("objectstore.bucket.deleted")
+    await process.wait(files.pool.run(files.buckets.remove, bucket))
 
 
 async def _delete(store: Store, bucket: Bucket) -> bool:

@@ -1,5 +1,9 @@
 """The errors of the object store: codes, statuses and texts of the S3 API reference, "Error responses"."""
 
+import errno
+import logging
+
+from nova import exception
 from nova.auth.signer import (
     AccessDenied,
     AuthorizationHeaderMalformed,
@@ -14,15 +18,18 @@ __all__ = [
     "AccessControlListNotSupported", "AccessDenied", "AccessForbidden", "AuthorizationHeaderMalformed",
     "AuthorizationQueryParametersError", "BadDigest", "BadRequest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou",
     "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall", "IllegalVersioningConfiguration", "IncompleteBody",
-    "InternalError", "InvalidAccessKeyId", "InvalidArgument", "InvalidBucketAclWithObjectOwnership",
-    "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder", "InvalidPolicyDocument", "InvalidRange",
-    "InvalidRequest", "InvalidTag", "InvalidURI", "KeyIsDeleted", "KeyTooLong", "MalformedACL", "MalformedPOSTRequest",
-    "MalformedPolicy", "MalformedTrailer", "MalformedXML", "MaxPostPreDataLengthExceeded", "MetadataTooLarge",
-    "MethodNotAllowed", "MissingContentLength", "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket",
-    "NoSuchKey", "NoSuchUpload", "NoSuchVersion", "NotImplementedYet", "NotModified", "NothingSet",
-    "PreconditionFailed", "RequestTimeTooSkewed", "S3Error", "ServiceUnavailable", "UnresolvableGrantByEmailAddress",
-    "VersionIsMarker", "XAmzContentSHA256Mismatch",
+    "InsufficientStorage", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
+    "InvalidBucketAclWithObjectOwnership", "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder",
+    "InvalidPolicyDocument", "InvalidRange", "InvalidRequest", "InvalidTag", "InvalidURI", "KeyIsDeleted", "KeyTooLong",
+    "MalformedACL", "MalformedPOSTRequest", "MalformedPolicy", "MalformedTrailer", "MalformedXML",
+    "MaxPostPreDataLengthExceeded", "MetadataTooLarge", "MethodNotAllowed", "MissingContentLength",
+    "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NoSuchVersion",
+    "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed", "RequestTimeTooSkewed", "S3Error",
+    "ServiceUnavailable", "UnresolvableGrantByEmailAddress", "VersionIsMarker", "XAmzContentSHA256Mismatch",
+    "translate",
 ]
+
+log = logging.getLogger(__name__)
 
 
 class AccessControlListNotSupported(S3Error):
@@ -74,6 +81,13 @@ class EntityTooSmall(S3Error):
 class IncompleteBody(S3Error):
     code = "IncompleteBody"
     message = "You did not provide the number of bytes specified by the Content-Length HTTP header."
+
+
+class InsufficientStorage(S3Error):
+    """Amazon's S3 is never full.  The status is that of RFC 4918, which clients do not take for a passing trouble."""
+
+    code, status = "InsufficientStorage", 507
+    message = "There is not enough room left in the object store."
 
 
 class InternalError(S3Error):
@@ -260,3 +274,22 @@ class UnresolvableGrantByEmailAddress(S3Error):
 class XAmzContentSHA256Mismatch(S3Error):
     code = "XAmzContentSHA256Mismatch"
     message = "The provided 'x-amz-content-sha256' header does not match what was computed."
+
+
+def translate(error: Exception) -> S3Error:
+    """What the client is told of an error; what it is not told is logged."""
+    if isinstance(error, S3Error | exception.SignatureDoesNotMatch):
+        return error  # type: ignore[return-value]
+    if isinstance(error, exception.Unavailable):
+        log.warning("unavailable: %r", error)
+        return ServiceUnavailable()
+    if isinstance(error, exception.RequestEntityTooLarge):
+        return EntityTooLarge(limit=error.values["limit"])
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("the object store's disk is full: %s", error)
+        return InsufficientStorage()
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        log.error("the object store's disk cannot be written: %s", error)
+        return ServiceUnavailable()
+    log.error("internal error", exc_info=error)
+    return InternalError()

@@ -103,9 +103,7 @@ async def _over(store: Store, bucket: Bucket, rules: list[Rule], now: float) -> 
             record = found.get(versions.record_id(current[key], version))
             if record is None or above is None:
                 continue  # it has changed since the index was read
-            # a null marker may be replaced by another one unnoticed, and has no bytes: it stays
-            if (record.version_id or not record.is_marker) and lifecycle.version_is_over(
-                    rules, record, above.modified, newer, now):
+            if lifecycle.version_is_over(rules, record, above.modified, newer, now):
                 yield record
             above, newer = record, newer + 1
     if marker and lifecycle.marker_is_over(rules, marker, now):

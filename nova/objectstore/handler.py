@@ -90,19 +90,6 @@ def _anonymous(request: signer.SignedRequest) -> tuple[signer.Claim, Identity]:
     return signer.Claim("", None, "anonymous", "s3", request, "", payload=payload), Anonymous()
 
 
-def _as_s3_error(error: Exception) -> errors.S3Error:
-    """What the client is told; what it is not told is logged."""
-    if isinstance(error, errors.S3Error | exception.SignatureDoesNotMatch):
-        return error  # type: ignore[return-value]
-    if isinstance(error, exception.Unavailable):
-        log.warning("unavailable: %r", error)
-        return errors.ServiceUnavailable()
-    if isinstance(error, exception.RequestEntityTooLarge):
-        return errors.EntityTooLarge(limit=error.values["limit"])
-    log.error("internal error", exc_info=error)
-    return errors.InternalError()
-
-
 @web.stream_request_body
 class S3Handler(web.RequestHandler):
     """Serves one request."""
@@ -224,11 +211,11 @@ class S3Handler(web.RequestHandler):
 
     def _fail(self, error: Exception) -> None:
         """What went wrong becomes the answer."""
-        found = _as_s3_error(error)
+        found = errors.translate(error)
         try:
             self._failure = self._operation.shown(found) if self._operation else found
         except exception.NovaError as second:
-            self._failure = _as_s3_error(second)
+            self._failure = errors.translate(second)
 
     async def data_received(self, chunk: bytes) -> None:
         request_id_var.set(self.request_id)
@@ -241,7 +228,7 @@ class S3Handler(web.RequestHandler):
             except Exception as error:  # whatever it is becomes an answer
                 self._fail(error)
         self._thrown_away += len(chunk)
-        if self._thrown_away > _HEAR_OUT:
+        if self._thrown_away > _HEAR_OUT and not isinstance(self._failure, errors.InsufficientStorage):
             await self._answer_early()
 
     async def _serve(self) -> None:

@@ -62,7 +62,8 @@ class Object(datastore.Record):
     (by `upload_id`); `part_checksums` are theirs, if they have any.  `user_id` and `project_id` are the bucket's: whose
     object storage it takes.  `tags` are values by key, `acl` is empty where only the owner may do anything.
     `version_id` is '' for the null version; `sequence` orders the versions of a key, the newest highest; a delete
-    marker (`is_marker`) has no bytes.
+    marker (`is_marker`) has an empty file.  `revision` counts the changes since it was put, such as of its tags.
+    `damaged`: its file was found to be another than was put, or lost (nova.objectstore.verify).
     """
 
     bucket: str
@@ -88,6 +89,8 @@ class Object(datastore.Record):
     version_id: str = ""
     sequence: int = 0
     is_marker: bool = False
+    revision: int = 0
+    damaged: bool = False
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ record of it.  Rules: Amazon S3 API reference, CreateMultipartUpload to Complete
 """
 
 import hashlib
+import logging
 import time
 import uuid
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from nova.objectstore import checksums, errors, objects
 from nova.objectstore.files import Files, Undo
 from nova.objectstore.models import Bucket, Object, Part, Upload, object_id, part_id, upload_member
 
+log = logging.getLogger(__name__)
+
 MAX_PARTS = 10000
 MIN_PART = 5 << 20
 MAX_OBJECT = 5 << 40
 
+failpoint.declare("objectstore.upload.committed", "the upload is there, its description is not")
+failpoint.declare("objectstore.part.published", "the part's file has its name, no record names it yet")
+failpoint.declare("objectstore.upload.ended", "the upload is over, its description and parts' files still exist")
 failpoint.declare("objectstore.complete.committed", "the object is there, the files of its parts still exist")
 
 
@@ -34,7 +40,7 @@ class Listed:
     checksums: dict[str, str]
 
 
-async def create(store: Store, bucket: Bucket, upload: Upload) -> None:
+async def create(store: Store, files: Files, bucket: Bucket, upload: Upload) -> None:
     """Begin an upload; :raises NoSuchBucket: somebody removed the bucket"""
     tx = store.transaction()
     tx.require_exists(Bucket, bucket.id)
@@ -45,7 +51,9 @@ async def create(store: Store, bucket: Bucket, upload: Upload) -> None:
     except exception.NotFound:
         raise errors.NoSuchBucket() from None
     except exception.Exists:
-        return  # the id is new: this upload was made, the answer got lost
+        log.info("the upload %s was made, the answer got lost", upload.id)  # its id is new
+    failpoint.hit("objectstore.upload.committed")
+    await process.wait(files.pool.run(files.uploads.put, upload))
 
 
 async def get(store: Store, bucket: Bucket, key: str, upload_id: str) -> Upload:
@@ -66,6 +74,7 @@ async def put_part(store: Store, files: Files, upload: Upload, part: Part) -> No
     :raises NoSuchUpload: it is over
     :raises QuotaExceeded: the bucket's user or project may not have as much
     """
+    failpoint.hit("objectstore.part.published")
     while True:
         old = await store.get(Part, part.id)
         if old is not None and old.file == part.file:
@@ -115,7 +124,9 @@ class _End:
         return sum(part.size for part in self.parts)
 
     async def remove_files(self, files: Files) -> None:
-        """Remove what the records named."""
+        """Remove the description first, then what the records named: parts are nothing without their upload."""
+        failpoint.hit("objectstore.upload.ended")
+        await process.wait(files.pool.run(files.uploads.remove, self._upload))
         await process.wait(files.pool.run(files.remove, *(part.file for part in self.parts)))
 
 
@@ -158,7 +169,7 @@ async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, c
     """
     end = _End(store, bucket, upload)
     try:
-        new = await process.wait(files.pool.run(_assemble, files, upload, chosen, given))
+        new = await process.wait(files.pool.run(_assemble, files, bucket, upload, chosen, given))
     except FileNotFoundError:
         raise errors.NoSuchUpload() from None
     with Undo(files, new.file):
@@ -168,7 +179,7 @@ async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, c
     return new
 
 
-def _assemble(files: Files, upload: Upload, chosen: list[Part], given: dict[str, str]) -> Object:
+def _assemble(files: Files, bucket: Bucket, upload: Upload, chosen: list[Part], given: dict[str, str]) -> Object:
     """Write the object's file; runs in a thread."""
     id = object_id(upload.bucket, upload.key)
     algorithm = upload.checksum_algorithm
@@ -178,36 +189,35 @@ def _assemble(files: Files, upload: Upload, chosen: list[Part], given: dict[str,
     crc = checksums.hasher(algorithm) if algorithm and whole else None
     if crc:
         hashers.append(crc)
-    size = 0
-    writer = files.new(f"o-{id}")
-    try:
+    size = sum(part.size for part in chosen)
+    with files.new(f"o-{id}", size) as writer:
         for part in chosen:
+            of_part = hashlib.md5(usedforsecurity=False)
             for block in files.read(part.file):
-                size += len(block)
-                for hasher in hashers:
+                for hasher in (of_part, *hashers):
                     hasher.update(block)
                 writer.write(block)
+            if of_part.hexdigest() != part.md5:
+                log.error("the part %s is damaged: its file %s is not what was put", part.id, part.file)
+                raise errors.InvalidPart()
         sums = {}
         if crc:
             sums[algorithm] = checksums.encode(crc.digest())
         elif algorithm and all(algorithm in part.checksums for part in chosen):
             sums[algorithm] = checksums.composite(algorithm, (part.checksums[algorithm] for part in chosen))
-        if size != sum(part.size for part in chosen):
-            raise errors.InternalError()
         for name, value in given.items():
             if name in sums and sums[name].partition("-")[0] != value.partition("-")[0]:
                 raise errors.BadDigest(name=name)
-        writer.publish()
-    finally:
-        writer.close()
-    etag = hashlib.md5(b"".join(bytes.fromhex(part.md5) for part in chosen), usedforsecurity=False).hexdigest()
-    return Object(id, bucket=upload.bucket, key=upload.key, project_id=upload.project_id,
-                  user_id=upload.user_id, file=writer.name, size=size, md5=md5.hexdigest(),
-                  sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
-                  modified=time.time(), headers=upload.headers, metadata=upload.metadata,
-                  storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
-                  part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags, acl=upload.acl,
-                  checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id)
+        etag = hashlib.md5(b"".join(bytes.fromhex(part.md5) for part in chosen), usedforsecurity=False).hexdigest()
+        new = objects.planned(bucket, Object(
+            id, bucket=upload.bucket, key=upload.key, project_id=upload.project_id, user_id=upload.user_id,
+            file=writer.name, size=size, md5=md5.hexdigest(), sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
+            modified=time.time(), headers=upload.headers, metadata=upload.metadata,
+            storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
+            part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags, acl=upload.acl,
+            checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id))
+        writer.publish(new)
+    return new
 
 
 def _part_checksums(algorithm: str, chosen: list[Part]) -> list[str]:

@@ -1,15 +1,16 @@
 """What can be done with objects, apart from HTTP.  Image ingestion reads objects through :func:`open_object`.
 
-A version of an object is a record and a file.  The file is published first, then the records of the key's versions and
-the bucket's sorted sets change in one transaction (:mod:`nova.objectstore.versions` decides how), then the files of
-versions that are gone are removed.  The bytes of each version count among the limits of the bucket's user and project
-in the same transaction, which holds only if neither the records nor the bucket have changed since they were read: a PUT
-that began before versioning was enabled does not replace what was there when it ends.
+A version of an object is a record and a file; that of a delete marker is empty.  The file is published first, then the
+records of the key's versions and the bucket's sorted sets change in one transaction (:mod:`nova.objectstore.versions`
+decides how), then the files of versions that are gone are removed.  The bytes of each version count among the limits of
+the bucket's user and project in the same transaction, which holds only if neither the records nor the bucket have
+changed since they were read: a PUT that began before versioning was enabled does not replace what was there when it
+ends.  The file's description (nova.objectstore.description) says before the transaction what the record will be.
 """
 
 import dataclasses
+import logging
 import time
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import formatdate
@@ -19,14 +20,19 @@ from nova import exception, failpoint, process
 from nova.auth import quota
 from nova.datastore import Store, Transaction
 from nova.objectstore import buckets, conditions, errors, versions
-from nova.objectstore.files import Files
+from nova.objectstore.files import Files, Undo, owner_of
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.versions import Change
+
+log = logging.getLogger(__name__)
 
 failpoint.declare("objectstore.put.published", "the object's file has its name, no record names it yet")
 failpoint.declare("objectstore.put.committed", "the object is there, the file of the one it replaced still exists")
 failpoint.declare("objectstore.delete.committed", "the object is gone, its file still exists")
+failpoint.declare("objectstore.put.described", "it is described as what it will be, no record names it yet")
+failpoint.declare("objectstore.mark.published", "the delete marker's file has its name, no record names it yet")
 failpoint.declare("objectstore.mark.committed", "the delete marker is there, the file of what it replaced still exists")
+failpoint.declare("objectstore.change.committed", "the object's tags, say, are changed, its description is not")
 
 #: lets a change go ahead, or raises; gets the object that is there now
 Check = Callable[[Object | None], None]
@@ -50,6 +56,7 @@ async def open_object(store: Store, bucket: str, key: str, version: str | None =
     :raises NoSuchVersion: there is no version of this id
     :raises InvalidArgument: no version has such an id
     :raises VersionIsMarker: this version is a delete marker
+    :raises InternalError: it is damaged
     """
     found = await find(store, bucket, key, version)
     if found is None:
@@ -60,6 +67,14 @@ async def open_object(store: Store, bucket: str, key: str, version: str | None =
         raise errors.KeyIsDeleted(versions.shown(found))
     if found.is_marker:
         raise errors.VersionIsMarker(version or "", formatdate(found.modified, usegmt=True))
+    return whole(found)
+
+
+def whole(found: Object) -> Object:
+    """The object; :raises InternalError: it is damaged"""
+    if found.damaged:
+        log.error("the version %s of %s/%s is damaged", versions.shown(found), found.bucket, found.key)
+        raise errors.InternalError()
     return found
 
 
@@ -74,6 +89,19 @@ async def find(store: Store, bucket: str, key: str, version: str | None = None) 
     return next((record for record in found if versions.shown(record) == version), None)
 
 
+def may_name(file: str) -> list[str]:
+    """The ids of all records that may name a file: of the current version, of this one and of the null version."""
+    owner = owner_of(file)[1]
+    return [owner, *(versions.record_id(owner, id) for id in (file.rpartition("-")[2], versions.NULL))]
+
+
+async def named(store: Store, file: str) -> Object | None:
+    """The version, or delete marker, that names a file."""
+    # at once: it may be on its way from one record to the other
+    return next((record for record in await store.get_many(Object, may_name(file), at_once=True)
+                 if record.file == file), None)
+
+
 async def read_many(store: Store, bucket: Bucket, keys: list[bytes]) -> list[Object]:
     """The objects that have these keys; those that have gone meanwhile are left out."""
     found = await store.get_many(Object, [object_id(bucket.id, key.decode()) for key in keys])
@@ -83,9 +111,9 @@ async def read_many(store: Store, bucket: Bucket, keys: list[bytes]) -> list[Obj
 async def older_versions(store: Store, bucket: Bucket, key: str, count: int) -> list[Object]:
     """The newest `count` of a key's versions that are not the current one, the newest first."""
     lower, upper = versions.of_key(key)
-    members = await store.attempt(store.redis.zrangebylex(bucket.versions_key, lower, upper, start=0, num=count + 1))
+    there = await store.attempt(store.redis.zrangebylex(bucket.versions_key, lower, upper, start=0, num=count + 1))
     id = object_id(bucket.id, key)
-    found = await store.get_many(Object, [versions.record_id(id, versions.read_member(m)[1]) for m in members])
+    found = await store.get_many(Object, [versions.record_id(id, versions.read_member(m)[1]) for m in there])
     return found[:count]
 
 
@@ -105,6 +133,7 @@ async def put(store: Store, files: Files, bucket: Bucket, new: Object, check: Ch
               also: Also | None = None) -> Object:
     """Make an object whose file is published the current version of its key.
 
+    :param new: as :func:`planned` made it and its file is described
     :param check: raises if the object that is there must not be replaced
     :param also: ends the multipart upload that becomes this object, in the same transaction
     :returns: the object with its version id
@@ -113,10 +142,10 @@ async def put(store: Store, files: Files, bucket: Bucket, new: Object, check: Ch
     :raises QuotaExceeded: the bucket's user or project may not have as much
     """
     failpoint.hit("objectstore.put.published")
-    change = await _add(store, bucket, new, check, also)
+    made = await _add(store, files, bucket, new, check, also)
     failpoint.hit("objectstore.put.committed")
-    await _remove_files(files, change)
-    return change.after[0]
+    await _remove_files(files, made)
+    return made.after[0]
 
 
 async def delete(store: Store, files: Files, bucket: Bucket, key: str, version: str | None = None,
@@ -124,69 +153,92 @@ async def delete(store: Store, files: Files, bucket: Bucket, key: str, version: 
     """Remove an object; nothing happens if there is none.
 
     :param version: removes this version; None puts a delete marker where the bucket has versions
-    :param check: raises if the object that is there must not be removed
+    :param check: raises if what is there must not be removed: the object, or whatever `version` names
     :returns: the marker that was put, or the version that was removed
     :raises NoSuchBucket: somebody removed the bucket
     :raises InvalidArgument: no version has such an id
     """
     while True:
         if version is None and bucket.versioning:
-            change = await _add(store, bucket, _marker(bucket, key), check, None)
-            failpoint.hit("objectstore.mark.committed")
-            await _remove_files(files, change)
-            return change.after[0]
+            return await _mark(store, files, bucket, key, check)
         target = await find(store, bucket.id, key, version)
         if check:
-            check(versions.live(target))
+            check(versions.live(target) if version is None else target)
         if target is None:
             return None
         older = []
         if versions.is_current(target) and bucket.versioning:
             older = await older_versions(store, bucket, key, _CANDIDATES)
-        change = versions.delete(target, older[0] if older else None)
-        if changed := await _commit(store, bucket, change, None):
+        made = versions.delete(target, older[0] if older else None)
+        if changed := await _commit(store, bucket, made, None):
             bucket = changed
             continue
         failpoint.hit("objectstore.delete.committed")
-        await _remove_files(files, change)
+        await _remove_files(files, made)
         return target
 
 
-async def modify(store: Store, bucket: str, key: str, version: str | None,
-                 change: Callable[[Object], dict[str, Any]]) -> Object:
-    """Change fields of an object's record that say nothing of its bytes, such as tags; arguments and errors as
-    :func:`open_object`.
+async def change(store: Store, files: Files, bucket: str, key: str, version: str | None,
+                 changes: Callable[[Object], dict[str, Any]]) -> Object:
+    """Change fields of an object's record that say nothing of its bytes, such as tags, in the datastore and then on the
+    disk; arguments and errors as :func:`open_object`.
 
-    :param change: gets the record, returns the fields to change
+    :param changes: gets the record, returns the fields to change
     """
     while True:
         found = await open_object(store, bucket, key, version)
         try:
-            return await store.update(found, **change(found))
+            changed = await store.update(found, revision=found.revision + 1, **changes(found))
         except (exception.Conflict, exception.NotFound):
             continue  # it was changed, or has become an older version or the current one
+        failpoint.hit("objectstore.change.committed")
+        await process.wait(files.pool.run(files.describe, changed))
+        return changed
 
 
-def _marker(bucket: Bucket, key: str) -> Object:
-    return Object(object_id(bucket.id, key), bucket=bucket.id, key=key, project_id=bucket.project_id,
-                  user_id=bucket.user_id, file="", size=0, md5="", sha256="", etag="", modified=time.time(),
-                  is_marker=True)
+def planned(bucket: Bucket, new: Object) -> Object:
+    """A new object with the version id and the sequence that it gets if its bucket and its key stay as they are: what
+    its file is described as."""
+    return dataclasses.replace(new, sequence=time.time_ns() // 1000,
+                               version_id=versions.new_id(new.file) if bucket.versioning == versions.ENABLED else "")
 
 
-async def _add(store: Store, bucket: Bucket, new: Object, check: Check | None, also: Also | None) -> Change:
+async def _mark(store: Store, files: Files, bucket: Bucket, key: str, check: Check | None) -> Object:
+    """Put a delete marker."""
+    if check:
+        check(versions.live(await find(store, bucket.id, key)))
+    id = object_id(bucket.id, key)
+    marker = planned(bucket, Object(
+        id, bucket=bucket.id, key=key, project_id=bucket.project_id, user_id=bucket.user_id, file=files.name(f"o-{id}"),
+        size=0, md5="", sha256="", etag="", modified=time.time(), is_marker=True))
+    await process.wait(files.pool.run(files.mark, marker))
+    failpoint.hit("objectstore.mark.published")
+    with Undo(files, marker.file):
+        made = await _add(store, files, bucket, marker, check, None)
+    failpoint.hit("objectstore.mark.committed")
+    await _remove_files(files, made)
+    return made.after[0]
+
+
+async def _add(store: Store, files: Files, bucket: Bucket, new: Object, check: Check | None,
+               also: Also | None) -> Change:
     """Make a new current version of a key; the first record of what is there afterwards is the new one."""
-    unique = uuid.uuid4().hex
+    described = new
     while True:
-        id = "" if bucket.versioning != versions.ENABLED else unique if new.is_marker else versions.new_id(new.file)
+        id = versions.new_id(new.file) if bucket.versioning == versions.ENABLED else ""
         current, null, done = await _there(store, bucket, new, id)
         if done:
             return Change((), (done,))  # an earlier turn did it, its answer got lost
         if check:
             check(versions.live(current))
-        change = versions.put(bucket.versioning, current, null, new, id, time.time_ns() // 1000)
-        changed = await _commit(store, bucket, change, also)
+        made = versions.put(bucket.versioning, current, null, new, id, new.sequence)
+        if made.after[0] != described:  # before the transaction: what the disk says of a record is right at any time
+            described = made.after[0]
+            await process.wait(files.pool.run(files.describe, described))
+            failpoint.hit("objectstore.put.described")
+        changed = await _commit(store, bucket, made, also)
         if changed is None:
-            return change
+            return made
         bucket = changed
 
 
@@ -197,8 +249,7 @@ async def _there(store: Store, bucket: Bucket, new: Object,
     if bucket.versioning:
         ids += [versions.record_id(new.id, version) for version in (versions.NULL, id) if version]
     found = {record.id: record for record in await store.get_many(Object, ids, at_once=len(ids) > 1)}
-    done = next((record for record in found.values()
-                 if (record.version_id == id if id else new.file and record.file == new.file)), None)
+    done = next((record for record in found.values() if record.file == new.file), None)
     return found.get(new.id), found.get(versions.record_id(new.id, versions.NULL)), done
 
 
@@ -216,8 +267,7 @@ async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | Non
         balance[record.project_id, record.user_id] += record.size
     for record in change.gone:
         balance[record.project_id, record.user_id] -= record.size
-    _write(tx, change)
-    _index(tx, bucket, change)
+    write(tx, bucket, change)
     for (project_id, user_id), more in balance.items():
         if more > 0:
             (await quota.allowance(store, project_id, user_id)).claim(tx, {quota.OBJECT_GB: more})
@@ -235,7 +285,8 @@ async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | Non
     return None
 
 
-def _write(tx: Transaction, change: Change) -> None:
+def write(tx: Transaction, bucket: Bucket, change: Change) -> None:
+    """Change the records and what lists them in a transaction."""
     before = {record.id: record for record in change.before}
     for record in change.after:
         if record.id in before:
@@ -246,17 +297,14 @@ def _write(tx: Transaction, change: Change) -> None:
             tx.create(record)
     for record in before.values():
         tx.delete(record)
-
-
-def _index(tx: Transaction, bucket: Bucket, change: Change) -> None:
-    before, after = _members(bucket, change.before), _members(bucket, change.after)
-    for key, member in before - after:
+    listed, listing = members(bucket, change.before), members(bucket, change.after)
+    for key, member in listed - listing:
         tx.zrem(key, member)
-    for key, member in after - before:
+    for key, member in listing - listed:
         tx.zadd_lex(key, member)
 
 
-def _members(bucket: Bucket, records: Iterable[Object]) -> set[tuple[str, bytes]]:
+def members(bucket: Bucket, records: Iterable[Object]) -> set[tuple[str, bytes]]:
     """The sorted sets in which these records are, and as what."""
     return {(bucket.versions_key, member) if member else (bucket.keys_key, record.key.encode())
             for record, member in ((record, versions.member(record)) for record in records)}
@@ -271,11 +319,11 @@ async def remove_all(store: Store, files: Files, bucket: Bucket) -> None:
     """Remove every version of every object that is in a bucket now."""
     for key in (bucket.versions_key, bucket.keys_key):
         lower = b"-"
-        while members := await store.attempt(store.redis.zrangebylex(key, lower, b"+", start=0, num=_BATCH)):
-            for member in members:
+        while found := await store.attempt(store.redis.zrangebylex(key, lower, b"+", start=0, num=_BATCH)):
+            for member in found:
                 await _remove(store, files, bucket, *(
                     versions.read_member(member) if key == bucket.versions_key else (member.decode(), "")))
-            lower = b"(" + members[-1]
+            lower = b"(" + found[-1]
 
 
 async def _remove(store: Store, files: Files, bucket: Bucket, key: str, version: str) -> None:

@@ -10,46 +10,43 @@ from typing import BinaryIO
 
 from nova import process
 from nova.objectstore.files import Files
+from nova.objectstore.models import Object
 
 _BLOCK = 256 << 10
 
 
-async def body_of(files: Files, name: str, start: int, length: int) -> bytes | AsyncIterator[bytes]:
-    """A part of a file as the body of an answer.
+async def body_of(files: Files, found: Object, start: int, length: int) -> bytes | AsyncIterator[bytes]:
+    """A part of an object's file as the body of an answer.
 
-    :param name: as its record has it
     :param start: offset in bytes
     :param length: in bytes
     :raises FileNotFoundError: the file is gone
-    :raises OSError: a small part of it is not all there; a large one says so when it is read
+    :raises OSError: (EIO) it has not as many bytes as the record says
     """
-    path = files.path(name)
     if length > _BLOCK:
-        return FileBody(files, await process.wait(files.pool.run(open, path, "rb", 0)), start, length)
-    body = _read_cached(path, start, length)
-    return await process.wait(files.pool.run(_read, path, start, length)) if body is None else body
+        return FileBody(files, await process.wait(files.pool.run(files.open, found)), start, length)
+    body = _read_cached(files, found, start, length)
+    return await process.wait(files.pool.run(_read, files, found, start, length)) if body is None else body
 
 
-def _read_cached(path: str, start: int, length: int) -> bytes | None:
+def _read_cached(files: Files, found: Object, start: int, length: int) -> bytes | None:
     """A part of a file if all of it is in memory, else None; does not wait for the disk."""
     buffer = bytearray(length)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return bytes(buffer) if os.preadv(fd, [buffer], start, os.RWF_NOWAIT) == length else None
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-            return None
-        raise
-    finally:
-        os.close(fd)
+    with files.open(found) as file:
+        try:
+            return bytes(buffer) if os.preadv(file.fileno(), [buffer], start, os.RWF_NOWAIT) == length else None
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
 
 
-def _read(path: str, start: int, length: int) -> bytes:
-    with open(path, "rb", 0) as file:
+def _read(files: Files, found: Object, start: int, length: int) -> bytes:
+    with files.open(found) as file:
         file.seek(start)
         block = file.read(length)
     if len(block) != length:
-        raise OSError(f"{path} is shorter than its record says")
+        raise OSError(errno.EIO, "it is shorter than its record says", found.file)
     return block
 
 

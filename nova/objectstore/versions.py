@@ -29,22 +29,25 @@ _END = b"\0" + b"~" * 16 + b"\0" + b"~" * 32
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the records of one key: what was there of those that change, and what is there afterwards."""
+    """A change of the records of one key: what was there of those that change, and what is there afterwards.
+
+    Each has a file, by which it is known.
+    """
 
     before: tuple[Object, ...] = ()
     after: tuple[Object, ...] = ()
 
     @property
     def come(self) -> list[Object]:
-        """The versions with bytes that are added."""
+        """The versions that are added."""
         known = {record.file for record in self.before}
-        return [record for record in self.after if record.file and record.file not in known]
+        return [record for record in self.after if record.file not in known]
 
     @property
     def gone(self) -> list[Object]:
-        """The versions with bytes that are removed."""
+        """The versions that are removed."""
         kept = {record.file for record in self.after}
-        return [record for record in self.before if record.file and record.file not in kept]
+        return [record for record in self.before if record.file not in kept]
 
 
 def check_id(text: str) -> None:
@@ -90,6 +93,7 @@ def put(versioning: str, current: Object | None, null: Object | None, new: Objec
     :param new: an object or a delete marker
     :param id: the new version's, if it gets one
     :param now: microseconds since 1970
+    :returns: what is there afterwards begins with the new version
     """
     sequence = max(now, current.sequence + 1) if current else now
     new = replace(new, sequence=sequence, version_id=id if versioning == ENABLED else "")
@@ -115,6 +119,25 @@ def delete(target: Object, newest: Object | None) -> Change:
     if is_current(target) and newest:
         return Change((target, newest), (replace(newest, id=target.id),))
     return Change((target,))
+
+
+def restore(there: list[Object], lost: Object) -> Change | None:
+    """Bring a version back that the records of its key lack; None if the null version that is there is a newer one.
+
+    :param there: the current version and the null version, as far as there are such
+    """
+    replaced = [record for record in there if shown(record) == shown(lost)]
+    if any(order(record) >= order(lost) for record in replaced):
+        return None
+    after = sorted((lost, *(record for record in there if record not in replaced)), key=order, reverse=True)
+    id = lost.id.partition(".")[0]
+    return Change(tuple(there), tuple(
+        replace(record, id=id if n == 0 else record_id(id, shown(record))) for n, record in enumerate(after)))
+
+
+def order(record: Object) -> tuple[int, float]:
+    """What is highest for the newest of a key's versions."""
+    return (record.sequence, record.modified)
 
 
 # -- the index --------------------------------------------------------------------------------------------------------

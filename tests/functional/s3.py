@@ -51,7 +51,7 @@ class Server:
                             aws_secret_access_key=f"secret{user}", region_name="nova", config=Config(**config))
 
     def files(self) -> list[Path]:
-        return [p for p in self.objects.rglob("*") if p.is_file()]
+        return [p for p in self.objects.glob("??/*") if p.is_file() and p.suffix != ".meta"]
 
     def resident(self) -> int:
         """Its resident memory, in bytes."""
@@ -59,15 +59,18 @@ class Server:
         return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
 
 
-def start(redis_url: str, directory: Path, *flags: str) -> Server:
-    """Start a server with its files in a directory, and with the nova.conf there."""
+def start(redis_url: str, directory: Path, *flags: str, within: tuple[str, ...] = ()) -> Server:
+    """Start a server with its files in a directory, and with the nova.conf there.
+
+    :param within: a command that runs the one it is given
+    """
     log = directory / "log"
     if (directory / "nova.conf").exists():
         flags = (f"--flagfile={directory}/nova.conf", *flags)
     with open(log, "ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.functional.objectstore_server", "--s3_port=0", "--s3_listen=127.0.0.1",
-             f"--redis_url={redis_url}", f"--state_path={directory}", *flags],
+            [*within, sys.executable, "-m", "tests.functional.objectstore_server", "--s3_port=0",
+             "--s3_listen=127.0.0.1", f"--redis_url={redis_url}", f"--state_path={directory}", *flags],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=out)
     line = process.stdout.readline().decode()
     assert line.startswith("listening"), log.read_text()

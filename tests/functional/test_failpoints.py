@@ -55,7 +55,10 @@ def test_every_failpoint_is_tested() -> None:
     for module in pkgutil.walk_packages(nova.__path__, "nova."):
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
-    assert failpoint.names() == sorted({*RUN, *TERMINATE, *STORE, *IMAGE, *VERSIONS})
+    # the others of the object store: tests/functional/test_objectstore_crashes.py
+    named = {*RUN, *TERMINATE, *STORE, *IMAGE, *VERSIONS}
+    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *TERMINATE, *IMAGE}
+    assert named <= set(failpoint.names())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +144,7 @@ class Witness:
         """Files that were being made when the cloud died."""
         kept = {self.redis.hget(key, "file") for key in self.keys("object:*")}
         objects, images = self.cloud.state / "objects", self.cloud.state / "images"
-        files = [str(p.relative_to(objects)) for p in objects.rglob("*") if p.is_file()]
+        files = [str(p.relative_to(objects)) for p in objects.glob("??/*")]
         return ([file for file in files if file not in kept]
                 + [p.name for p in (self.cloud.state / "image_cache").iterdir() if len(p.name) != 64]
                 + [p.name for p in images.iterdir() if not self.redis.exists(f"nova:image:{p.name}")])

@@ -127,14 +127,15 @@ def test_datastore_down_is_503(server, s3, bucket):
 async def stored(store, files: Files, bucket: Bucket, data: bytes) -> Object:
     with files.new(f"o-{object_id(bucket.id, 'k')}") as writer:
         writer.write(data)
-        writer.publish()
-    return Object(object_id(bucket.id, "k"), bucket=bucket.id, key="k", project_id="one", file=writer.name,
-                  size=len(data), md5="m", sha256="s", etag="m", modified=0.0)
+        new = Object(object_id(bucket.id, "k"), bucket=bucket.id, key="k", project_id="one", file=writer.name,
+                     size=len(data), md5="m", sha256="s", etag="m", modified=0.0)
+        writer.publish(new)
+    return new
 
 
 async def test_an_answer_of_the_datastore_that_gets_lost_costs_no_object(store, tmp_path, monkeypatch):
     files = Files(str(tmp_path))
-    bucket = await buckets.create(store, "bucket", "one", "one")
+    bucket = await buckets.create(store, files, "bucket", "one", "one")
     new = await stored(store, files, bucket, b"hello")
     real = Transaction.commit
 

@@ -1,5 +1,8 @@
 """The records of versions: what counts towards limits, what verification finds, lost answers, clocks that go back."""
 
+import dataclasses
+import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,7 @@ from nova.cloud.scrub import Scrubber
 from nova.context import Context
 from nova.datastore import Store, Transaction
 from nova.flags import FLAGS
-from nova.objectstore import buckets, holdings, objects, versions
+from nova.objectstore import buckets, description, holdings, objects, versions
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
 
@@ -26,9 +29,9 @@ def files_fixture(tmp_path: Path) -> Iterator[Files]:
 
 
 @pytest.fixture(name="bucket")
-async def bucket_fixture(store: Store) -> Bucket:
-    made = await buckets.create(store, "bucket", "one", "ann")
-    await buckets.set_versioning(store, made, versions.ENABLED)
+async def bucket_fixture(store: Store, files: Files) -> Bucket:
+    made = await buckets.create(store, files, "bucket", "one", "ann")
+    await buckets.change(store, files, made, lambda _: {"versioning": versions.ENABLED})
     return await buckets.get(store, "bucket")
 
 
@@ -53,7 +56,7 @@ async def test_every_version_counts_and_markers_do_not(store: Store, files: File
     assert await used(store) == 321
     await objects.delete(store, files, bucket, "k", made[1].version_id)
     assert await used(store) == 301
-    await buckets.set_versioning(store, bucket, versions.SUSPENDED)
+    await buckets.change(store, files, bucket, lambda _: {"versioning": versions.SUSPENDED})
     for size in (4000, 50000):
         await objects.put(store, files, bucket, an_object(size=size))
     assert await used(store) == 50301
@@ -75,10 +78,47 @@ async def test_order_does_not_depend_on_the_clock(store: Store, files: Files, bu
     made = []
     for seconds in (1000, 10, 10, 500):
         monkeypatch.setattr(objects.time, "time_ns", lambda seconds=seconds: seconds * 10**9)
-        made.append(await objects.put(store, files, bucket, an_object()))
+        made.append(await objects.put(store, files, bucket, objects.planned(bucket, an_object())))
     assert [v.sequence - made[0].sequence for v in made] == [0, 1, 2, 3]
     older = await objects.older_versions(store, bucket, "k", 10)
     assert [v.version_id for v in older] == [v.version_id for v in reversed(made[:-1])]
+
+
+@pytest.mark.parametrize("versioning", ["", versions.ENABLED, versions.SUSPENDED])
+async def test_a_put_syncs_its_file_and_its_directory_and_nothing_else(store: Store, files: Files, bucket: Bucket,
+                                                                       versioning: str, monkeypatch) -> None:
+    await buckets.change(store, files, bucket, lambda _: {"versioning": versioning})
+    bucket = await buckets.get(store, "bucket")
+    real, synced = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+        real(fd)
+    for _ in range(3):
+        monkeypatch.setattr(os, "fsync", fsync)
+        with files.new(f"o-{object_id('bucket', 'k')}") as writer:
+            new = objects.planned(bucket, dataclasses.replace(an_object(), file=writer.name))
+            synced.clear()  # the directory's own name is new the first time
+            writer.publish(new)
+        made = await objects.put(store, files, bucket, new)
+        assert synced == [False, True] and description.same(files.description(made.file), made)
+
+
+async def test_what_was_planned_otherwise_is_described_before_it_is_there(store: Store, files: Files) -> None:
+    """The bucket got versions, and the key another version, while the object was received."""
+    before = await buckets.create(store, files, "bucket", "one", "ann")
+
+    def publish() -> Object:
+        with files.new(f"o-{object_id('bucket', 'k')}") as writer:
+            new = objects.planned(before, dataclasses.replace(an_object(), file=writer.name))
+            writer.publish(new)
+            return new
+    late, early = publish(), publish()
+    await buckets.change(store, files, before, lambda _: {"versioning": versions.ENABLED})
+    for new in (early, late):
+        made = await objects.put(store, files, before, new)
+        assert made.version_id and made != new and description.same(files.description(made.file), made)
+    assert made.sequence > early.sequence > late.sequence
 
 
 async def test_a_lost_answer_makes_no_second_version(store: Store, files: Files, bucket: Bucket, monkeypatch) -> None:
@@ -97,16 +137,16 @@ async def test_a_lost_answer_makes_no_second_version(store: Store, files: Files,
 
 
 async def test_a_put_that_began_before_versioning_replaces_nothing(store: Store, files: Files) -> None:
-    before = await buckets.create(store, "bucket", "one", "ann")
+    before = await buckets.create(store, files, "bucket", "one", "ann")
     old = await objects.put(store, files, before, an_object())
-    await buckets.set_versioning(store, before, versions.ENABLED)
+    await buckets.change(store, files, before, lambda _: {"versioning": versions.ENABLED})
     new = await objects.put(store, files, before, an_object())
     assert new.version_id and (await objects.open_object(store, "bucket", "k", "null")).file == old.file
 
 
 async def test_nothing_is_put_into_another_bucket_of_the_same_name(store: Store, files: Files, bucket: Bucket) -> None:
-    await buckets.delete(store, bucket)
-    await buckets.create(store, "bucket", "two", "bob")
+    await buckets.delete(store, files, bucket)
+    await buckets.create(store, files, "bucket", "two", "bob")
     for change in (objects.put(store, files, bucket, an_object()), objects.delete(store, files, bucket, "k")):
         with pytest.raises(exception.NoSuchBucket):
             await change
@@ -115,8 +155,8 @@ async def test_nothing_is_put_into_another_bucket_of_the_same_name(store: Store,
 async def test_tags_go_with_a_version(store: Store, files: Files, bucket: Bucket) -> None:
     first = await objects.put(store, files, bucket, an_object())
     second = await objects.put(store, files, bucket, an_object())
-    await objects.modify(store, "bucket", "k", first.version_id, lambda found: {"tags": {"n": "1"}})
-    await objects.modify(store, "bucket", "k", None, lambda found: {"tags": {**found.tags, "n": "2"}})
+    await objects.change(store, files, "bucket", "k", first.version_id, lambda found: {"tags": {"n": "1"}})
+    await objects.change(store, files, "bucket", "k", None, lambda found: {"tags": {**found.tags, "n": "2"}})
     assert (await objects.open_object(store, "bucket", "k", second.version_id)).tags == {"n": "2"}
     await objects.delete(store, files, bucket, "k", second.version_id)
     assert (await objects.open_object(store, "bucket", "k")).tags == {"n": "1"}

@@ -1,6 +1,7 @@
 """Limits: never exceeded by requests at the same time, never leaked by those that fail, and told with the figures."""
 
 import asyncio
+import hashlib
 import itertools
 import random
 from collections import Counter
@@ -19,7 +20,7 @@ from nova.datastore import Store
 from nova.flags import FLAGS
 from nova.objectstore import buckets, holdings, multipart, objects, sweep
 from nova.objectstore.files import Files
-from nova.objectstore.models import Bucket, Object, Upload, object_id, part_id
+from nova.objectstore.models import Bucket, Object, Part, Upload, object_id, part_id
 from tests.conftest import wait_until
 from tests.functional.cloud import Cloud, at_once, cloud, states, terminate_all
 from tests.functional.s3 import own_fixture, start, stop  # noqa: F401  (a fixture)
@@ -202,7 +203,7 @@ def an_object(bucket: Bucket, key: str, size: int) -> Object:
 
 async def test_a_full_store(store: Store, files: Files) -> None:
     FLAGS.project_object_gb = 2
-    bucket = await buckets.create(store, "bucket", *ONE)
+    bucket = await buckets.create(store, files, "bucket", *ONE)
     await objects.put(store, files, bucket, an_object(bucket, "a", 2 * GIB - 10))
     with pytest.raises(exception.QuotaExceeded) as caught:
         await objects.put(store, files, bucket, an_object(bucket, "b", GIB))
@@ -222,7 +223,7 @@ async def test_a_full_store(store: Store, files: Files) -> None:
 
 async def test_puts_at_the_same_time_share_what_is_left(store: Store, files: Files) -> None:
     FLAGS.user_object_gb = 10
-    places = [await buckets.create(store, f"bucket-{n}", f"p{n}", "ann") for n in range(3)]
+    places = [await buckets.create(store, files, f"bucket-{n}", f"p{n}", "ann") for n in range(3)]
     answers = await asyncio.gather(*(objects.put(store, files, places[n % 3], an_object(places[n % 3], f"k{n}", GIB))
                                      for n in range(30)), return_exceptions=True)
     assert Counter(type(a) for a in answers) == {Object: 10, exception.QuotaExceeded: 20}
@@ -232,7 +233,7 @@ async def test_puts_at_the_same_time_share_what_is_left(store: Store, files: Fil
 
 async def test_bytes_are_exact_under_overwriting_and_deleting(store: Store, files: Files) -> None:
     """Few keys, many hands; the counter is the sum of what is there in the end."""
-    bucket = await buckets.create(store, "bucket", *ONE)
+    bucket = await buckets.create(store, files, "bucket", *ONE)
     dice = random.Random(7)
 
     async def hand(number: int) -> None:
@@ -251,26 +252,27 @@ async def test_bytes_are_exact_under_overwriting_and_deleting(store: Store, file
     assert await used(store) == 0
 
 
-async def upload_of(store: Store, bucket: Bucket, key: str = "big") -> Upload:
+async def upload_of(store: Store, files: Files, bucket: Bucket, key: str = "big") -> Upload:
     upload = Upload(multipart.new_id(), bucket=bucket.id, key=key, project_id=bucket.project_id,
                     user_id=bucket.user_id, initiated=0.0)
-    await multipart.create(store, bucket, upload)
+    await multipart.create(store, files, bucket, upload)
     return await multipart.get(store, bucket, key, upload.id)
 
 
 async def put_part(store: Store, files: Files, upload: Upload, number: int, data: bytes) -> None:
-    def write() -> str:
+    def write() -> Part:
         with files.new(f"p-{part_id(upload.id, number)}") as writer:
             writer.write(data)
-            writer.publish()
-            return writer.name
-    part = multipart.new_part(upload, number, await asyncio.to_thread(write), len(data), "00" * 16, {})
+            part = multipart.new_part(upload, number, writer.name, len(data), hashlib.md5(data).hexdigest(), {})
+            writer.publish(part)
+            return part
+    part = await asyncio.to_thread(write)
     await multipart.put_part(store, files, upload, part)
 
 
 async def test_parts_count_until_the_upload_is_over(store: Store, files: Files) -> None:
-    bucket = await buckets.create(store, "bucket", *ONE)
-    first, second = await upload_of(store, bucket), await upload_of(store, bucket, "other")
+    bucket = await buckets.create(store, files, "bucket", *ONE)
+    first, second = await upload_of(store, files, bucket), await upload_of(store, files, bucket, "other")
     for upload in (first, second):
         await put_part(store, files, upload, 1, b"x" * 100)
         await put_part(store, files, upload, 1, b"x" * 70)
@@ -287,8 +289,8 @@ async def test_parts_count_until_the_upload_is_over(store: Store, files: Files) 
 
 async def test_an_upload_that_is_as_large_as_the_limit_can_be_completed(store: Store, files: Files) -> None:
     """Its parts count for it until then: it need not fit twice."""
-    bucket = await buckets.create(store, "bucket", *ONE)
-    upload = await upload_of(store, bucket)
+    bucket = await buckets.create(store, files, "bucket", *ONE)
+    upload = await upload_of(store, files, bucket)
     await put_part(store, files, upload, 1, b"x" * 100)
     await objects.put(store, files, bucket, an_object(bucket, "rest", GIB - 100))
     await quota.override(store, None, "project:one", object_gb=1)
@@ -299,8 +301,8 @@ async def test_an_upload_that_is_as_large_as_the_limit_can_be_completed(store: S
 
 
 async def test_a_part_that_came_too_late_is_given_back_by_the_sweep(store: Store, files: Files) -> None:
-    bucket = await buckets.create(store, "bucket", *ONE)
-    upload = await upload_of(store, bucket)
+    bucket = await buckets.create(store, files, "bucket", *ONE)
+    upload = await upload_of(store, files, bucket)
     await put_part(store, files, upload, 1, b"x" * 100)
     await store.delete(upload)  # as if the upload had ended between the look at its parts and the commit
     FLAGS.objects_orphan_age = 0
@@ -386,7 +388,7 @@ async def test_overrides_at_the_same_time_are_all_kept(store: Store) -> None:
 
 
 async def test_a_counter_that_is_wrong_is_found_and_repaired(store: Store, files: Files) -> None:
-    bucket = await buckets.create(store, "bucket", *ONE)
+    bucket = await buckets.create(store, files, "bucket", *ONE)
     await objects.put(store, files, bucket, an_object(bucket, "k", 100))
     tx = store.transaction()
     tx.add("usage:project:one", quota.OBJECT_GB, 11)

@@ -7,6 +7,7 @@ projects and access keys are kept in a real directory, in which those who are ac
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import secrets
@@ -58,6 +59,8 @@ SUBJECTS = {"nobody": frozenset[str](), "all": frozenset(rbac.ROLES),
 OWNERS = {"own": ("ann", PROJECT), "colleague": ("bob", PROJECT), "other": ("eve", "other"),
           "own elsewhere": ("ann", "other")}
 BODY = b"what is in the object"
+PART = b"the part that is there"
+PART_MD5 = hashlib.md5(PART).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -248,15 +251,14 @@ async def new_object(rig: Rig, user: str, project: str) -> Thing:
     [bucket] = await rig.store.get_many(Bucket, [thing.id])
     id = object_id(thing.id, "key")
 
-    def write() -> str:
+    def write() -> Object:
         with rig.files.new(f"o-{id}") as writer:
             writer.write(BODY)
-            writer.publish()
-            return writer.name
-    file = await process.wait(rig.files.pool.run(write))
-    await objects.put(rig.store, rig.files, bucket, Object(
-        id, bucket=thing.id, key="key", project_id=project, user_id=user, file=file, size=len(BODY), md5="0" * 32,
-        sha256="0" * 64, etag="0" * 32, modified=time.time()))
+            new = Object(id, bucket=thing.id, key="key", project_id=project, user_id=user, file=writer.name,
+                         size=len(BODY), md5="0" * 32, sha256="0" * 64, etag="0" * 32, modified=time.time())
+            writer.publish(new)
+            return new
+    await objects.put(rig.store, rig.files, bucket, await process.wait(rig.files.pool.run(write)))
     return thing
 
 
@@ -266,15 +268,15 @@ async def new_upload(rig: Rig, user: str, project: str) -> Thing:
     [bucket] = await rig.store.get_many(Bucket, [thing.id])
     upload = Upload(multipart.new_id(), bucket=thing.id, key="key", project_id=project, user_id=user,
                     initiated=time.time())
-    await multipart.create(rig.store, bucket, upload)
+    await multipart.create(rig.store, rig.files, bucket, upload)
 
-    def write() -> str:
+    def write() -> s3_models.Part:
         with rig.files.new(f"p-{s3_models.part_id(upload.id, 1)}") as writer:
-            writer.write(BODY)
-            writer.publish()
-            return writer.name
-    file = await process.wait(rig.files.pool.run(write))
-    part = multipart.new_part(upload, 1, file, len(BODY), "0" * 32, {})
+            writer.write(PART)
+            part = multipart.new_part(upload, 1, writer.name, len(PART), PART_MD5, {})
+            writer.publish(part)
+            return part
+    part = await process.wait(rig.files.pool.run(write))
     await multipart.put_part(rig.store, rig.files, upload, part)
     return Thing(thing.id, "key", upload.id)
 
@@ -397,7 +399,7 @@ async def upload_over(rig: Rig, thing: Thing) -> bool:
 
 async def part_replaced(rig: Rig, thing: Thing) -> bool:
     part = await rig.store.get(Part, s3_models.part_id(thing.upload, 1))
-    return part is not None and part.md5 != "0" * 32
+    return part is not None and part.md5 != PART_MD5
 
 
 async def upload_made(rig: Rig, thing: Thing) -> bool:
@@ -619,7 +621,7 @@ S3_CASES: dict[str, Case] = {
         also=("GetObject",)),
     "CompleteMultipartUpload": Case(new_upload, lambda c, t, s: c.complete_multipart_upload(
         Bucket=t.id, Key="key", UploadId=t.upload,
-        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": "0" * 32}]}), upload_over),
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": PART_MD5}]}), upload_over),
     "AbortMultipartUpload": Case(new_upload, lambda c, t, s: c.abort_multipart_upload(
         Bucket=t.id, Key="key", UploadId=t.upload), upload_over),
     # what is copied is another's

@@ -1,7 +1,8 @@
 """What cloud verify finds in a real Redis, and what it repairs."""
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from nova.compute.models import Instance
 from nova.datastore import Store
 from nova.network.models import ALLOTMENTS, network_of
 from nova.objectstore import buckets
+from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket
 
 
@@ -21,6 +23,13 @@ async def auth(store: Store, tmp_path) -> AsyncIterator[AuthManager]:
     await auth.create_project("web", "ann")
     yield auth
     await auth.stop()
+
+
+@pytest.fixture(name="files")
+def files_fixture(tmp_path: Path) -> Iterator[Files]:
+    files = Files(str(tmp_path))
+    yield files
+    files.close()
 
 
 async def instance(store: Store, id: str = "i-00000001") -> Instance:
@@ -51,9 +60,9 @@ async def repaired(store: Store, auth: AuthManager) -> list[verify.Difference]:
     return await found(store, auth)
 
 
-async def test_a_cloud_that_agrees_with_itself(store: Store, auth: AuthManager) -> None:
+async def test_a_cloud_that_agrees_with_itself(store: Store, auth: AuthManager, files: Files) -> None:
     await instance(store)
-    await buckets.create(store, "shelf", "web", "ann")
+    await buckets.create(store, files, "shelf", "web", "ann")
     assert await found(store, auth) == []
 
 
@@ -76,8 +85,8 @@ async def test_an_index_that_has_too_much(store: Store, auth: AuthManager) -> No
     assert await store.ids(Instance) == [made.id]
 
 
-async def test_an_object_that_is_listed_only(store: Store, auth: AuthManager) -> None:
-    bucket = await buckets.create(store, "shelf", "web", "ann")
+async def test_an_object_that_is_listed_only(store: Store, auth: AuthManager, files: Files) -> None:
+    bucket = await buckets.create(store, files, "shelf", "web", "ann")
     await store.redis.zadd(bucket.keys_key, {"ä/b".encode(): 0})
     assert [(d.check, d.about) for d in await found(store, auth)] == [("bucket", "shelf/ä/b")]
     assert await repaired(store, auth) == []

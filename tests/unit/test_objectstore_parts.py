@@ -11,7 +11,7 @@ from nova.objectstore import checksums, conditions, errors, listing, multipart, 
 from nova.objectstore.buckets import check_name
 from nova.objectstore.chunked import Decoder
 from nova.objectstore.files import Files, owner_of
-from nova.objectstore.models import Part, object_id, part_id
+from nova.objectstore.models import Object, Part, object_id, part_id
 
 # -- aws-chunked ------------------------------------------------------------------------------------------------------
 
@@ -211,6 +211,11 @@ def test_parts_are_chosen_by_number_and_etag():
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
+def an_object(file: str) -> Object:
+    return Object(owner_of(file)[1], bucket="b", key="k", project_id="p", file=file, size=5, md5="m", sha256="s",
+                  etag="m", modified=1.5, metadata={"a": "ä"})
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     files = Files(str(tmp_path))
     owner = f"o-{object_id('b', 'k')}"
@@ -219,10 +224,11 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(files.names(-1)) == []
     with files.new(owner) as writer:
         writer.write(b"hello")
-        writer.publish()
+        writer.publish(an_object(writer.name))
     assert list(files.names(-1)) == [writer.name] and owner_of(writer.name) == ("o", owner[2:])
     assert b"".join(files.read(writer.name, 1, 3)) == b"ell"
-    copy = files.link(writer.name, f"o-{object_id('b', 'other')}")
+    copy = files.name(f"o-{object_id('b', 'other')}")
+    files.link(writer.name, an_object(copy))
     files.remove(writer.name, writer.name)
     assert list(files.names(-1)) == [copy] and b"".join(files.read(copy)) == b"hello"
     assert list(files.names(100)) == []
@@ -244,6 +250,6 @@ def test_files_where_the_file_system_has_no_unnamed_ones(tmp_path, monkeypatch):
     assert list(files.names(-1)) == []
     with files.new("o-" + "a" * 64) as writer:
         writer.write(b"x")
-        writer.publish()
+        writer.publish(an_object(writer.name))
     assert list(files.names(-1)) == [writer.name]
     files.close()

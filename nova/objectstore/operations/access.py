@@ -74,7 +74,7 @@ class PutBucketAcl(_PutAcl):
     async def run(self, received: Received) -> Response:
         made = self.asked(self.bucket.project_id)
         kept = None if made == acl.private(self.bucket.project_id) else made
-        await buckets.configure(self.call.store, self.bucket, "acl", kept)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "acl", kept)
         return Response()
 
 
@@ -96,7 +96,7 @@ class PutObjectAcl(_PutAcl):
             if acl.owner_of(now.acl, home) != owner:
                 raise errors.AccessDenied()  # somebody else has put another object meanwhile
             return {"acl": {} if made == acl.private(home) else made}
-        await objects.modify(self.call.store, self.bucket.id, self.target.key, self.version, change)
+        await objects.change(self.call.store, self.call.files, self.bucket.id, self.target.key, self.version, change)
         return Response(headers=of_version(self.bucket, self.found))
 
 
@@ -125,7 +125,7 @@ class PutBucketPolicy(Operation):
         read = policy.parse(text, self.bucket.id)
         if read.is_public and decision.is_blocked(self.bucket, "BlockPublicPolicy"):
             raise errors.AccessDenied()
-        await buckets.configure(self.call.store, self.bucket, "policy", text)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "policy", text)
         return Response(204)
 
 
@@ -133,7 +133,7 @@ class DeleteBucketPolicy(Operation):
     """DELETE bucket?policy; it is no error if there is none."""
 
     async def run(self, received: Received) -> Response:
-        await buckets.configure(self.call.store, self.bucket, "policy", None)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "policy", None)
         return Response(204)
 
 
@@ -165,7 +165,7 @@ class PutPublicAccessBlock(Operation):
     async def run(self, received: Received) -> Response:
         document = self.document("PutPublicAccessBlock")
         switches = {name: document.get(name, False) for name in _SWITCHES}
-        await buckets.configure(self.call.store, self.bucket, "publicAccessBlock", switches)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "publicAccessBlock", switches)
         return Response()
 
 
@@ -173,7 +173,7 @@ class DeletePublicAccessBlock(Operation):
     """DELETE bucket?publicAccessBlock."""
 
     async def run(self, received: Received) -> Response:
-        await buckets.configure(self.call.store, self.bucket, "publicAccessBlock", None)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "publicAccessBlock", None)
         return Response(204)
 
 
@@ -198,7 +198,7 @@ class PutBucketOwnershipControls(Operation):
         if document["Rules"][0]["ObjectOwnership"] == decision.ENFORCED and not acl.gives_only_to(
                 found, {self.bucket.project_id}):
             raise errors.InvalidBucketAclWithObjectOwnership()
-        await buckets.configure(self.call.store, self.bucket, "ownershipControls", document)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "ownershipControls", document)
         return Response()
 
 
@@ -206,5 +206,5 @@ class DeleteBucketOwnershipControls(Operation):
     """DELETE bucket?ownershipControls."""
 
     async def run(self, received: Received) -> Response:
-        await buckets.configure(self.call.store, self.bucket, "ownershipControls", None)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, "ownershipControls", None)
         return Response(204)

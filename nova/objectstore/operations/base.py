@@ -226,7 +226,9 @@ class Operation:
 
         :raises NoSuchKey, NoSuchVersion, InvalidArgument, VersionIsMarker:
         """
-        return self.record or await objects.open_object(self.call.store, self.bucket.id, self.target.key, self.version)
+        if self.record:
+            return objects.whole(self.record)
+        return await objects.open_object(self.call.store, self.bucket.id, self.target.key, self.version)
 
     @property
     def version(self) -> str | None:

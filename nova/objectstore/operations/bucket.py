@@ -30,7 +30,7 @@ class CreateBucket(Operation):
         location = ""
         if self.body.data.strip():
             location = self.document("CreateBucket").get("LocationConstraint", "").strip()
-        await buckets.create(self.call.store, self.target.bucket, self.project_id,
+        await buckets.create(self.call.store, self.call.files, self.target.bucket, self.project_id,
                              self.call.identity.user_id, location[:64], self.configuration)
         return Response(headers={"Location": f"/{self.target.bucket}"})
 
@@ -53,7 +53,7 @@ class DeleteBucket(Operation):
         while members := await fetch(b"-", b"+", listing.MAX_KEYS):
             for upload in await store.get_many(Upload, [m.rpartition(b"\0")[2].decode() for m in members]):
                 await self._abort(upload)
-        await buckets.delete(store, self.bucket)
+        await buckets.delete(store, self.call.files, self.bucket)
         return Response(204)
 
     async def _abort(self, upload: Upload) -> None:
@@ -201,9 +201,9 @@ class DeleteObjects(Operation):
             return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}
         except errors.S3Error as error:
             return {**name, "Code": error.code, "Message": error.message}
-        except exception.Unavailable:
-            unavailable = errors.ServiceUnavailable()
-            return {**name, "Code": unavailable.code, "Message": unavailable.message}
+        except (exception.Unavailable, OSError) as error:
+            shown = errors.translate(error)
+            return {**name, "Code": shown.code, "Message": shown.message}
         if removed and removed.is_marker:
             return {**name, "DeleteMarker": True, "DeleteMarkerVersionId": versions.shown(removed)}
         return name

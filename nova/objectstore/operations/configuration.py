@@ -32,7 +32,7 @@ class _Put(Operation):
 
     async def run(self, received: Received) -> Response:
         kept = self.read(self.document(self.action))
-        await buckets.configure(self.call.store, self.bucket, self.target.sub_resource, kept)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, self.target.sub_resource, kept)
         return Response(self.status)
 
 
@@ -40,7 +40,7 @@ class _Delete(Operation):
     """DELETE bucket?<sub-resource>; it is no error if nothing is set."""
 
     async def run(self, received: Received) -> Response:
-        await buckets.configure(self.call.store, self.bucket, self.target.sub_resource, None)
+        await buckets.configure(self.call.store, self.call.files, self.bucket, self.target.sub_resource, None)
         return Response(204)
 
 

@@ -1,12 +1,12 @@
 """Operations on multipart uploads."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from nova import exception, process
@@ -52,7 +52,7 @@ class CreateMultipartUpload(Operation):
             user_id=self.bucket.user_id, initiated=time.time(), headers=object_headers.content(self.headers),
             metadata=object_headers.metadata(self.headers), storage_class=object_headers.storage_class(self.headers),
             checksum_algorithm=self.algorithm, checksum_type=self.type, tags=self.tags, acl=self.acl)
-        await multipart.create(self.call.store, self.bucket, upload)
+        await multipart.create(self.call.store, self.call.files, self.bucket, upload)
         response = xml("CreateMultipartUpload", {
             "Bucket": self.bucket.id, "Key": self.target.key, "UploadId": upload.id})
         if self.algorithm:
@@ -80,7 +80,7 @@ class UploadPart(Upload):
         await super().prepare()
         files = self.call.files
         owner_name = f"p-{records.part_id(self.upload.id, self.number)}"
-        self.writer = await process.wait(files.pool.run(files.new, owner_name))
+        self.writer = await process.wait(files.pool.run(files.new, owner_name, self.call.length or 0))
         return self.writer
 
     async def check(self) -> None:
@@ -97,10 +97,10 @@ class UploadPart(Upload):
         files, writer = self.call.files, self.writer
         if writer is None:
             raise errors.InternalError()
-        await process.wait(files.pool.run(writer.publish))
+        part = multipart.new_part(self.upload, self.number, writer.name, received.size, received.md5,
+                                  received.checksums)
+        await process.wait(files.pool.run(writer.publish, part))
         with Undo(files, writer.name):
-            part = multipart.new_part(self.upload, self.number, writer.name, received.size, received.md5,
-                                      received.checksums)
             await multipart.put_part(self.call.store, files, self.upload, part)
         return Response(headers={"ETag": f'"{part.md5}"', **{checksums.header_name(name): value
                                                              for name, value in part.checksums.items()}})
@@ -108,13 +108,6 @@ class UploadPart(Upload):
     async def abandon(self) -> None:
         if self.writer:
             await process.wait(self.call.files.pool.run(self.writer.close))
-
-
-@dataclass(frozen=True)
-class _Copied:
-    size: int
-    md5: str
-    checksums: dict[str, str]
 
 
 class UploadPartCopy(Operation):
@@ -129,15 +122,15 @@ class UploadPartCopy(Operation):
         files = self.call.files
         told, source = await open_source(self, *self.source)
         start, length = self._range(source.size)
-        writer = await process.wait(files.pool.run(files.new, f"p-{records.part_id(self.upload.id, self.number)}"))
+        writer = await process.wait(files.pool.run(
+            files.new, f"p-{records.part_id(self.upload.id, self.number)}", length))
         try:
-            copied = await process.wait(files.pool.run(self._copy, source.file, start, length, writer))
+            part = await process.wait(files.pool.run(self._copy, source.file, start, length, writer))
         except FileNotFoundError:
             raise errors.NoSuchKey() from None
         finally:
             await process.wait(files.pool.run(writer.close))
         with Undo(files, writer.name):
-            part = multipart.new_part(self.upload, self.number, writer.name, copied.size, copied.md5, copied.checksums)
             await multipart.put_part(self.call.store, files, self.upload, part)
         response = xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
                                           **checksums.members(part.checksums)})
@@ -160,8 +153,8 @@ class UploadPartCopy(Operation):
             raise errors.EntityTooLarge(limit=MAX_UPLOAD)
         return start, end - start + 1
 
-    def _copy(self, file: str, start: int, length: int, writer: Writer) -> _Copied:
-        """Copy and hash; runs in a thread."""
+    def _copy(self, file: str, start: int, length: int, writer: Writer) -> records.Part:
+        """Copy, hash and publish; runs in a thread."""
         md5 = hashlib.md5(usedforsecurity=False)
         algorithm = self.upload.checksum_algorithm
         extra = checksums.hasher(algorithm) if algorithm else None
@@ -172,8 +165,12 @@ class UploadPartCopy(Operation):
             if extra:
                 extra.update(block)
             writer.write(block)
-        writer.publish()
-        return _Copied(size, md5.hexdigest(), {algorithm: checksums.encode(extra.digest())} if extra else {})
+        if size != length:
+            raise OSError(errno.EIO, f"it has fewer than {start + length} bytes", file)
+        part = multipart.new_part(self.upload, self.number, writer.name, size, md5.hexdigest(),
+                                  {algorithm: checksums.encode(extra.digest())} if extra else {})
+        writer.publish(part)
+        return part
 
 
 class CompleteMultipartUpload(Operation):
@@ -253,9 +250,9 @@ class CompleteMultipartUpload(Operation):
             yield b" "
         try:
             document = rest_xml.write_body("CompleteMultipartUpload", self._members(task.result()))
-        except exception.NovaError as error:
+        except (exception.NovaError, OSError) as error:
             log.warning("completing an upload failed: %s", error)
-            shown = error if isinstance(error, errors.S3Error) else errors.InternalError()
+            shown = errors.translate(error)
             document = rest_xml.write_error({"Code": shown.code, "Message": shown.message})
         yield document.removeprefix(rest_xml.DECLARATION)
 

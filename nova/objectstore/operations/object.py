@@ -28,7 +28,8 @@ class PutObject(Upload):
     async def prepare(self) -> Target:
         await super().prepare()
         id = object_id(self.bucket.id, self.target.key)
-        self.writer = await process.wait(self.call.files.pool.run(self.call.files.new, f"o-{id}"))
+        files = self.call.files
+        self.writer = await process.wait(files.pool.run(files.new, f"o-{id}", self.call.length or 0))
         return self.writer
 
     async def check(self) -> None:
@@ -50,15 +51,15 @@ class PutObject(Upload):
         files, writer = self.call.files, self.writer
         if writer is None:
             raise errors.InternalError()
-        await process.wait(files.pool.run(writer.publish))
+        new = objects.planned(self.bucket, Object(
+            object_id(self.bucket.id, self.target.key), bucket=self.bucket.id, key=self.target.key,
+            project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
+            size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
+            headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
+            storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
+            acl=self.acl))
+        await process.wait(files.pool.run(writer.publish, new))
         with Undo(files, writer.name):
-            new = Object(
-                object_id(self.bucket.id, self.target.key), bucket=self.bucket.id, key=self.target.key,
-                project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
-                size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
-                headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
-                storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
-                acl=self.acl)
             new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
                                  **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
@@ -93,19 +94,8 @@ class CopyObject(Operation):
 
     async def run(self, received: Received) -> Response:
         files = self.call.files
-        id = object_id(self.bucket.id, self.target.key)
-        told, source, file = await self._link(f"o-{id}")
-        with Undo(files, file):
-            replace = self.directive == "REPLACE"
-            sums = await self._checksums(source, file)
-            new = Object(
-                id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
-                user_id=self.bucket.user_id, file=file, size=source.size, md5=source.md5, sha256=source.sha256,
-                etag=source.md5, modified=time.time(),
-                headers=object_headers.content(self.headers) if replace else source.headers,
-                metadata=object_headers.metadata(self.headers) if replace else source.metadata,
-                storage_class=object_headers.storage_class(self.headers),
-                checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags, acl=self.acl)
+        told, new = await self._link()
+        with Undo(files, new.file):
             new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
                                       **checksums.members(new.checksums),
@@ -114,9 +104,12 @@ class CopyObject(Operation):
                              **lifecycle.headers(self.bucket, new)}
         return response
 
-    async def _checksums(self, source: Object, file: str) -> dict[str, str]:
+    async def _checksums(self, source: Object) -> dict[str, str]:
         """The checksum of the copy, which is of the whole object: what the source has of the algorithm asked for, or
-        computed from the bytes; without one asked for, of the source's."""
+        computed from the bytes; without one asked for, of the source's.
+
+        :raises FileNotFoundError: the file is gone
+        """
         known = source.checksums if source.checksum_type == checksums.FULL_OBJECT else {}
         wanted = self.algorithm or next(iter(source.checksums), "")
         if wanted in known or not wanted:
@@ -124,21 +117,35 @@ class CopyObject(Operation):
         hasher = checksums.hasher(wanted)
 
         def compute() -> str:
-            for block in self.call.files.read(file):
+            for block in self.call.files.read(source.file):
                 hasher.update(block)
             return checksums.encode(hasher.digest())
         return {wanted: await process.wait(self.call.files.pool.run(compute))}
 
-    async def _link(self, owner: str) -> tuple[dict[str, str], Object, str]:
-        """What the answer tells of the source, the source, and a new name for its file."""
+    async def _link(self) -> tuple[dict[str, str], Object]:
+        """What the answer tells of the source, and the copy, whose file is there."""
         files = self.call.files
         for _ in range(_TURNS):
             told, source = await open_source(self, *self.source)
             try:
-                return told, source, await process.wait(files.pool.run(files.link, source.file, owner))
+                new = self._copy_of(source, await self._checksums(source))
+                await process.wait(files.pool.run(files.link, source.file, new))
             except FileNotFoundError:
                 continue
+            return told, new
         raise errors.InternalError()
+
+    def _copy_of(self, source: Object, sums: dict[str, str]) -> Object:
+        id = object_id(self.bucket.id, self.target.key)
+        replace = self.directive == "REPLACE"
+        return objects.planned(self.bucket, Object(
+            id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
+            user_id=self.bucket.user_id, file=self.call.files.name(f"o-{id}"), size=source.size, md5=source.md5,
+            sha256=source.sha256, etag=source.md5, modified=time.time(),
+            headers=object_headers.content(self.headers) if replace else source.headers,
+            metadata=object_headers.metadata(self.headers) if replace else source.metadata,
+            storage_class=object_headers.storage_class(self.headers),
+            checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags, acl=self.acl))
 
 
 async def open_source(operation: Operation, bucket: str, key: str,
@@ -187,7 +194,8 @@ class GetObject(Operation):
 
     async def existing(self) -> Object:
         first, self._first = self._first, None
-        return self.record or versions.live(first) or await super().existing()
+        found = self.record or versions.live(first)
+        return objects.whole(found) if found else await super().existing()
 
     async def run(self, received: Received) -> Response:
         with_body = self.call.method != "HEAD"
@@ -196,11 +204,12 @@ class GetObject(Operation):
             response, start, length = self._describe(found)
             if not with_body or not length:
                 return response
-            if self.call.sends_files and length >= FLAGS.s3_sendfile_size:
-                response.file = StoredFile(found.file, (start, length) if response.status == 206 else None)
-                return response
             try:
-                response.body = await body_of(self.call.files, found.file, start, length)
+                if self.call.sends_files and length >= FLAGS.s3_sendfile_size:
+                    self.call.files.open(found).close()  # it is there, and as large as it should be
+                    response.file = StoredFile(found.file, (start, length) if response.status == 206 else None)
+                else:
+                    response.body = await body_of(self.call.files, found, start, length)
             except FileNotFoundError:
                 await self.admit()  # another object has its key now, which may have another access control list
                 continue
@@ -249,7 +258,7 @@ class DeleteObject(Operation):
         match = self.headers.get("If-Match")
 
         def may_delete(old: Object | None) -> None:
-            if match is not None and old is not None:
+            if match is not None and old is not None and not old.is_marker:
                 conditions.check_write({"If-Match": match}, old.etag)
         removed = await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, self.version,
                                        may_delete)

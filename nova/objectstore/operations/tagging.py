@@ -25,7 +25,7 @@ class _Change(Operation):
     async def put(self, new: dict[str, str], status: int) -> Response:
         """Replace the tags.  Where another object takes the key meanwhile, the change comes before it, or after it and
         is its own; it never brings back the one that was replaced."""
-        found = await objects.modify(self.call.store, self.bucket.id, self.target.key, self.version,
+        found = await objects.change(self.call.store, self.call.files, self.bucket.id, self.target.key, self.version,
                                      lambda _: {"tags": new})
         return Response(status, of_version(self.bucket, found))
 

@@ -32,7 +32,7 @@ class PutBucketVersioning(Operation):
             raise errors.NotImplementedYet(what="MFA delete")
         if "Status" not in wanted:
             raise errors.IllegalVersioningConfiguration()
-        await buckets.set_versioning(self.call.store, self.bucket, wanted["Status"])
+        await buckets.change(self.call.store, self.call.files, self.bucket, lambda _: {"versioning": wanted["Status"]})
         return Response()
 
 

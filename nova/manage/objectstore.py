@@ -1,0 +1,103 @@
+"""nova-manage objectstore: Redis rebuilt from the disk, and the disk compared with its checksums."""
+
+import argparse
+import os
+import sys
+import time
+
+from nova.auth import quota
+from nova.cloud import verify as cloud_verify
+from nova.manage.command import FAILED, OK, Argument, Command, Refused, Row, Session
+from nova.objectstore import reindex, verify
+from nova.objectstore.files import Files
+from nova.objectstore.models import Bucket, objects_path
+
+#: seconds before the first sign of progress; between two of them on a terminal, and elsewhere
+_PATIENCE, _OFTEN, _SELDOM = 2.0, 0.5, 30.0
+
+
+class Progress:
+    """Lines on standard error about what takes long; on a terminal one that changes."""
+
+    def __init__(self) -> None:
+        self._begun, self._terminal = time.monotonic(), sys.stderr.isatty()
+        self._next = self._begun + _PATIENCE
+        self._shown = False
+
+    def __call__(self, files: int, size: int | None = None) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_OFTEN if self._terminal else _SELDOM)
+        seconds = now - self._begun
+        text = f"{files} files, {files / seconds:.0f}/s"
+        if size is not None:
+            text += f", {size / 2**20:.0f} MiB, {size / 2**20 / seconds:.0f} MiB/s"
+        print(f"\r{text}\033[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr,
+              flush=True)
+        self._shown = True
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._shown and self._terminal:
+            print(file=sys.stderr)
+
+
+def _files() -> Files:
+    """The files of this host; :raises Refused: there are none"""
+    path = objects_path()
+    if not os.path.isdir(path):
+        raise Refused(f"there is no directory {path}; --objects_path says where the objects are")
+    return Files(path)
+
+
+async def _reindex(session: Session, arguments: argparse.Namespace) -> int:
+    files, progress = _files(), Progress()
+    try:
+        session.confirm(f"rebuild the records of the objects in {files.root}")
+        report = await reindex.reindex(session.store, files, progress)
+    finally:
+        progress.end()
+        files.close()
+    recounted = await quota.recount(session.store, cloud_verify.HOLDINGS, repair=True)
+    rows: list[Row] = [{"what": f"{kind}s", "found": report.found[kind], "restored": report.restored[kind],
+                        "about": ""} for kind in report.found]
+    rows.append({"what": "descriptions written again", "found": report.described, "restored": 0, "about": ""})
+    rows.append({"what": "counters of limits", "found": len(recounted), "restored": len(recounted), "about": ""})
+    rows.append({"what": "files that nothing needs", "found": report.leftovers, "restored": 0,
+                 "about": "the sweep removes them"})
+    rows += [{"what": "cannot be read", "found": 1, "restored": 0, "about": f"{name}: {why}"}
+             for name, why in report.unreadable]
+    rows += [{"what": "file is missing", "found": 1, "restored": 0, "about": f"{name}: {file}"}
+             for name, file in report.missing]
+    session.show(rows)
+    return FAILED if report.unreadable or report.missing else OK
+
+
+async def _verify(session: Session, arguments: argparse.Namespace) -> int:
+    bucket = arguments.bucket or ""
+    if bucket and await session.store.get(Bucket, bucket) is None:
+        raise Refused(f"there is no bucket {bucket}")
+    files, progress = _files(), Progress()
+    try:
+        report = await verify.verify(session.store, files, bucket, not arguments.only_tell, progress)
+    finally:
+        progress.end()
+        files.close()
+    session.say(f"read {report.objects} objects and {report.parts} parts, {report.bytes / 2**20:.1f} MiB; "
+                f"{report.mended} are whole again, {report.described} descriptions were written again")
+    session.show([{"object": d.about, "damage": d.what, "file": d.file} for d in report.damaged])
+    return FAILED if report.damaged else OK
+
+
+COMMANDS = (
+    Command("objectstore", "reindex", "Rebuild the records of buckets, objects and uploads in Redis from the files on "
+            "this host. It may run while the object store is used, and again. The exit code is 1 if something cannot "
+            "be read or is missing.", _reindex, (), ("objectstore reindex", "--json objectstore reindex --yes"),
+            destroys=True),
+    Command("objectstore", "verify", "Read all objects and compare them with their checksums. What is damaged goes "
+            "into quarantine, and reading the object is an InternalError. The exit code is 1 if something is damaged.",
+            _verify, (Argument("--bucket", "only the objects in this bucket"),
+                      Argument("--only-tell", "leave what is damaged where it is", {"action": "store_true"})),
+            ("objectstore verify", "objectstore verify --bucket photos", "--json objectstore verify --only-tell")),
+)
