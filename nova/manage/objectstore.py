@@ -5,6 +5,7 @@ import os
 import sys
 import time
 
+from nova import events
 from nova.auth import quota
 from nova.cloud import verify as cloud_verify
 from nova.manage.command import FAILED, OK, Argument, Command, Refused, Row, Session
@@ -60,6 +61,7 @@ async def _reindex(session: Session, arguments: argparse.Namespace) -> int:
         progress.end()
         files.close()
     recounted = await quota.recount(session.store, cloud_verify.HOLDINGS, repair=True)
+    await events.record(session.store, None, "objectstore.reindex", restored=dict(report.restored))
     rows: list[Row] = [{"what": f"{kind}s", "found": report.found[kind], "restored": report.restored[kind],
                         "about": ""} for kind in report.found]
     rows.append({"what": "descriptions written again", "found": report.described, "restored": 0, "about": ""})
@@ -84,6 +86,8 @@ async def _verify(session: Session, arguments: argparse.Namespace) -> int:
     finally:
         progress.end()
         files.close()
+    if report.damaged and not arguments.only_tell:
+        await events.record(session.store, None, "objectstore.quarantine", damaged=len(report.damaged))
     session.say(f"read {report.objects} objects and {report.parts} parts, {report.bytes / 2**20:.1f} MiB; "
                 f"{report.mended} are whole again, {report.described} descriptions were written again")
     session.show([{"object": d.about, "damage": d.what, "file": d.file} for d in report.damaged])

@@ -44,9 +44,11 @@ COMMANDS: list[tuple[str, str, str, str]] = [
     ("host disable", "{host}", "host.disable", "{host}"),
     ("host enable", "{host}", "host.enable", "{host}"),
     ("cloud verify", "--repair", "cloud.repair", ""),
+    ("objectstore reindex", "--yes", "objectstore.reindex", ""),
 ]
 READING_COMMANDS = {"user list", "user exports", "project list", "role has", "role list", "host list", "host describe",
-                    "service list", "network list", "image list", "instance list", "flags", "completion"}
+                    "service list", "network list", "image list", "instance list", "flags", "completion",
+                    "objectstore verify"}
 READING = ("Describe", "Get", "List")
 
 

@@ -197,10 +197,11 @@ async def test_without_attempts_nobody_is_ever_locked_out(cloud: Cloud) -> None:
 
 
 async def test_keys_that_nobody_has_leave_nothing_in_redis(cloud: Cloud, store: Store) -> None:
-    before = set(await store.redis.keys("*"))
+    own = b"nova:object-directories"  # the object store's, from when it has started
+    before = {own, *await store.redis.keys("*")}
     for n in range(10):
         assert (await cloud.ec2("DescribeRegions", access=f"NOBODY{n}"))[0] == 401
-    assert set(await store.redis.keys("*")) == before
+    assert {own, *await store.redis.keys("*")} == before
 
 
 # -- lockout, in Redis ------------------------------------------------------------------------------------------------
