@@ -264,6 +264,18 @@ def test_deny_wins_over_lists_and_roles(server, s3, bucket, two):
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"x"
 
 
+def test_a_policy_is_asked_about_the_tags_that_a_document_gives(s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    set_policy(s3, bucket, {"Effect": "Deny", "Action": "s3:PutObjectTagging",
+                            "Condition": {"StringEquals": {"s3:RequestObjectTag/level": "secret"}}})
+
+    def put(value):
+        s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": [{"Key": "level", "Value": value}]})
+    put("public")
+    refused(lambda: put("secret"))
+    assert s3.get_object_tagging(Bucket=bucket, Key="k")["TagSet"] == [{"Key": "level", "Value": "public"}]
+
+
 def test_roles_stay_and_only_managers_undo_a_deny(server, s3, bucket):
     anna, berta = server.client("anna", project="one"), server.client("berta", project="one")
     s3.put_object(Bucket=bucket, Key="k", Body=b"x")

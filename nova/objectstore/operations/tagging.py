@@ -1,6 +1,9 @@
 """Operations on the tags of an object, or of one of its versions."""
 
-from nova.objectstore import objects, tags
+import dataclasses
+
+from nova.objectstore import errors, objects, tags
+from nova.objectstore.access import decision, values
 from nova.objectstore.body import Received
 from nova.objectstore.operations.base import Operation, Response, xml
 from nova.objectstore.operations.headers import of_version
@@ -35,6 +38,11 @@ class PutObjectTagging(_Change):
 
     async def run(self, received: Received) -> Response:
         new = tags.from_set(self.document("PutObjectTagging"), tags.MAX_OBJECT_TAGS)
+        if "policy" in self.bucket.configuration:  # which may be about the tags that were only now received
+            question = self.question(self.action, self.bucket, self.target.key, self.version is not None)
+            asked = dataclasses.replace(question, values={**question.values, **values.of_request_tags(new)})
+            if not decision.decide(asked, await self.existing()):
+                raise errors.AccessDenied()
         return await self.put(new, 200)
 
 
