@@ -15,8 +15,13 @@ ID_PREFIXES = {"machine": "ami", "kernel": "aki", "ramdisk": "ari"}
 @record("image", indexes=("project_id", "host"))
 @dataclass(frozen=True)
 class Image(Record):
-    """One image.  `location` is ``<bucket>/<key>`` of the manifest or object it was registered from; `host` the object
-    store host that keeps its file, whose `sha256` and `size` (bytes) are known once it is `available`.
+    """One image.
+
+    `location` is ``<bucket>/<key>`` of the manifest or object it was registered from; `source` says what else it is
+    made from: ``image:<id>`` for a copy, ``instance:<id>`` for the disk of an instance; empty: its location.  `host` is
+    the object store host that makes its file, whose `sha256`, `size` (bytes), `disk_format` (raw or qcow2) and
+    `virtual_size` (the bytes that a guest sees) are known once it is `available`.  `state_code` and `state_reason` tell
+    why it `failed`.  Beside its owner, all (`is_public`) or the projects in `launch_permissions` may use it.
     """
 
     project_id: str
@@ -34,7 +39,13 @@ class Image(Record):
     state_reason: str = ""
     sha256: str = ""
     size: int = 0
+    disk_format: str = "raw"
+    virtual_size: int = 0
+    source: str = ""
+    state_code: str = ""
     is_public: bool = False
+    launch_permissions: list[str] = field(default_factory=list)
+    product_codes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
 
 
