@@ -1,5 +1,6 @@
 """Images: registering, listing and deregistering them."""
 
+import logging
 import secrets
 import time
 from typing import Any
@@ -18,6 +19,8 @@ from nova.objectstore.access import decision, values
 from nova.objectstore.models import Bucket, Object
 from nova.process import in_thread, wait
 from nova.rpc import Bus
+
+LOG = logging.getLogger(__name__)
 
 #: seconds that RegisterImage waits for the image to become available before it answers that it is pending
 _INGEST_WAIT = 5.0
@@ -66,17 +69,7 @@ class Images(Controller):
             name=params.get("Name", "") or location, location=location, kind=kind, host=await self._host(),
             created=time.time(), description=params.get("Description", ""), architecture=architecture,
             kernel_id=kernel, ramdisk_id=ramdisk, tags=tags.at_creation(params, "image"), is_public=kind != "machine")
-        tx = self.store.transaction()
-        tx.create(image)
-        if params.get("Name"):
-            tx.create(ImageName(_name_id(image), image_id=image.id))
-        try:
-            await tx.commit()
-        except exception.Exists as error:
-            taken = await self.store.get(ImageName, _name_id(image))
-            if error.kind != "image_name" or taken is None:
-                raise
-            raise exception.InvalidAMINameDuplicate(name=image.name, id=taken.image_id) from None
+        await self._create(image, named=bool(params.get("Name")))
         await self._ingest(image)
         return {"ImageId": image.id}
 
@@ -139,16 +132,38 @@ class Images(Controller):
             raise exception.Unavailable("No object store host is alive; try again shortly.")
         return hosts[0].host
 
+    async def _create(self, image: Image, named: bool) -> None:
+        """Add the record of an image, and keep its name for it, which a failed image does not hold on to."""
+        while True:
+            tx = self.store.transaction()
+            tx.create(image)
+            taken = await self.store.get(ImageName, _name_id(image)) if named else None
+            if taken is not None:
+                holder = await self.store.get(Image, taken.image_id)
+                if holder is not None and holder.state != "failed":
+                    raise exception.InvalidAMINameDuplicate(name=image.name, id=taken.image_id)
+                tx.update(taken, image_id=image.id)
+            elif named:
+                tx.create(ImageName(_name_id(image), image_id=image.id))
+            try:
+                await tx.commit()
+                return
+            except exception.Exists as error:
+                if error.kind != "image_name":
+                    raise
+            except (exception.Conflict, exception.NotFound):  # somebody took or freed the name just now
+                pass
+
     async def _ingest(self, image: Image) -> None:
+        """Give the image a moment to become available, so that most are when the caller learns their id.
+
+        What becomes of it, its record tells, be it that it failed.
+        """
         try:
             await wait(self.bus.call(f"objectstore.{image.host}", "ingest_image", timeout=_INGEST_WAIT,
                                      image_id=image.id))
         except exception.RpcTimeout:
-            return  # it goes on; DescribeImages tells when it is available
-        now = await self.store.get(Image, image.id)
-        if now is not None and now.state == "failed":
-            await self._forget(now)
-            raise exception.InvalidManifest(reason=now.state_reason)
+            LOG.info("image %s is still being made", image.id)
 
     async def _forget(self, image: Image) -> None:
         while True:

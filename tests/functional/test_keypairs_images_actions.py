@@ -6,6 +6,7 @@ Behind them are the real image, network and compute managers with the fake drive
 import asyncio
 import base64
 import hashlib
+import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -280,16 +281,39 @@ async def test_a_bundle_is_registered(cloud: Cloud, tmp_path: Path) -> None:
     assert (tmp_path / "images" / image).read_bytes() == CONTENT
 
 
-async def test_a_damaged_bundle_is_refused_and_leaves_nothing(cloud: Cloud, tmp_path: Path) -> None:
+async def put_damaged(cloud: Cloud, directory: Path) -> str:
+    """A bundle whose parts are not what its manifest says; its location."""
     cloud.authority.ensure()
-    made = bundles.make(tmp_path / "bundle", cloud.authority.certificate_path, CONTENT)
+    made = bundles.make(directory / "bundle", cloud.authority.certificate_path, CONTENT)
     for name, _ in made.parts:
         await cloud.put(f"bucket/{name}", b"damaged")
     await cloud.put("bucket/image.manifest.xml", made.manifest)
-    with pytest.raises(exception.InvalidManifest, match="digest"):
-        await cloud.register("bucket/image.manifest.xml", Name="debian")
+    return "bucket/image.manifest.xml"
+
+
+async def test_a_damaged_bundle_ends_failed_with_its_reason(cloud: Cloud, tmp_path: Path) -> None:
+    image = await cloud.register(await put_damaged(cloud, tmp_path), Name="debian")
+    [listed] = (await cloud.call("DescribeImages", ImageId_1=image))["Images"]
+    assert listed["State"] == "failed" and "digest" in listed["StateReason"]["Message"]
+    assert os.listdir(tmp_path / "images") == []
+    await cloud.call("DeregisterImage", ImageId=image)
     assert await cloud.describe_images() == []
     assert await cloud.store.get(ImageName, "proj:debian") is None
+
+
+async def test_a_failed_image_does_not_hold_on_to_its_name(cloud: Cloud, tmp_path: Path) -> None:
+    failed = await cloud.register(await put_damaged(cloud, tmp_path), Name="debian")
+    image = await cloud.register(Name="debian")
+    await cloud.call("DeregisterImage", ImageId=failed)
+    with pytest.raises(exception.InvalidAMINameDuplicate, match=image):
+        await cloud.register(Name="debian")
+
+
+async def test_what_is_no_manifest_is_refused_at_once(cloud: Cloud) -> None:
+    await cloud.put("bucket/image.manifest.xml", b"hello")
+    with pytest.raises(exception.InvalidManifest, match="no XML"):
+        await cloud.register("bucket/image.manifest.xml")
+    assert await cloud.describe_images() == []
 
 
 @pytest.mark.parametrize("location", ["bucket", "/", "bucket/", "/bucket"])
