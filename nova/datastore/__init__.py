@@ -6,7 +6,8 @@ is the set of all ids and ``nova:<kind>s:by-<field>:<value>`` the set of the ids
 uniqueness, pools and counters are decided by Redis.  A list is read in two round trips, whatever its length.
 
 :mod:`nova.datastore.records` says how records are kept, :mod:`nova.datastore.transaction` how they are changed,
-:mod:`nova.datastore.store` how they are read.  Everybody else imports from here.
+:mod:`nova.datastore.store` how they are read, :mod:`nova.datastore.pipeline` how all that gets to Redis.  Everybody
+else imports from here.
 """
 
 from nova.datastore.records import PREFIX, Kind, Record, kinds, record

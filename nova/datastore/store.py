@@ -1,18 +1,19 @@
-"""Reading records, and the way to Redis: time limits, scripts, outages told as :class:`exception.DatastoreUnavailable`.
-"""
+"""Reading records, and running scripts, with outages told as :class:`exception.DatastoreUnavailable`."""
 
 import asyncio
+import hashlib
 import json
-import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import hiredis
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from nova import exception
+from nova.datastore.pipeline import PATIENCE, Broken, Pipeline
 from nova.datastore.records import R, Record, schema_of
 from nova.datastore.transaction import Pool, Transaction
 
@@ -24,12 +25,15 @@ class Store:
 
     def __init__(self, client: "redis.asyncio.Redis"):
         self.redis = client
+        self._pipeline = Pipeline(client.connection_pool)
+        self._digests: dict[str, bytes] = {}
         self._scripts: dict[str, Any] = {}
 
     async def get(self, cls: type[R], id: str) -> R | None:
         """One record, or None."""
-        found = await self.get_many(cls, [id])
-        return found[0] if found else None
+        schema = schema_of(cls)
+        [row] = await self.hashes((schema.key(id),))
+        return schema.decode(row) if row else None
 
     async def get_many(self, cls: type[R], ids: Iterable[str], at_once: bool = False) -> list[R]:
         """Records in the order of their ids, as :meth:`hashes` reads them; those that do not exist are left out.
@@ -45,13 +49,16 @@ class Store:
 
         :param at_once: they are as they were at one moment, and come in one round trip
         """
-        if len(keys) == 1:
-            return [await self._try(typing.cast(Awaitable[Any], self.redis.hgetall(keys[0])))]
+        if not keys:
+            return []
+        if len(keys) == 1 or (len(keys) <= _FEW and not at_once):
+            return [_mapping(answer) for answer in await self._ask(
+                *((b"HGETALL", key.encode()) for key in keys), reads=True)]
         rows: list[dict[bytes, bytes]] = []
-        step = max(len(keys), 1) if at_once else _HASHES_AT_A_TIME
+        step = len(keys) if at_once else _HASHES_AT_A_TIME
         for start in range(0, len(keys), step):
             # one answer is read faster than many
-            found = await self.script(_HASHES, [key.encode() for key in keys[start:start + step]])
+            found = await self._read(_HASHES, [key.encode() for key in keys[start:start + step]], len(keys) > _FEW)
             rows += [dict(zip(row[::2], row[1::2], strict=True)) for row in found]
         return rows
 
@@ -80,7 +87,7 @@ class Store:
         columns = schema.columns(names)
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(keys), _HASHES_AT_A_TIME):
-            rows = await self.script(_FIELDS, [*head, *keys[start:start + _HASHES_AT_A_TIME]])
+            rows = await self._read(_FIELDS, [*head, *keys[start:start + _HASHES_AT_A_TIME]], len(keys) > _FEW)
             found += [values for id, *row in rows if id is not None and (values := columns.decode(row))]
         return found
 
@@ -91,7 +98,7 @@ class Store:
             if name not in schema.indexes:
                 raise ValueError(f"{schema.kind} has no index by {name}")
         keys = [schema.index_prefix(name) + schema.encode(name, value) for name, value in where.items()]
-        members = await self._try(typing.cast(Awaitable[Any], self.redis.sinter(keys or [schema.all_key])))
+        members: set[bytes] = await self.attempt(self.redis.sinter(keys or [schema.all_key]))
         return sorted(m.decode() for m in members)
 
     async def find(self, cls: type[R], **where: str) -> list[R]:
@@ -108,7 +115,7 @@ class Store:
         cursor = 0
         seen: set[str] = set()
         while True:
-            cursor, keys = await self._try(self.redis.scan(cursor, match=start + "*", count=1000))
+            cursor, keys = await self.attempt(self.redis.scan(cursor, match=start + "*", count=1000))
             ids = {key.decode().removeprefix(start) for key in keys} - seen  # Redis may tell a key more than once
             seen |= ids
             for found in await self.get_many(cls, ids):
@@ -163,35 +170,94 @@ class Store:
         await self.script(_SEED, [pool.key.encode(), pool.seeded_key.encode(), json.dumps(items).encode()])
 
     async def script(self, source: str, args: list[bytes]) -> Any:
-        """Run a Lua script that touches the keys it is told of in its arguments."""
+        """Run a Lua script that touches the keys it is told of in its arguments.
+
+        If the connection to Redis is lost meanwhile, nobody knows whether it was carried out.
+
+        :raises exception.DatastoreUnavailable:
+        """
+        return await self._script(source, args, False)
+
+    async def _read(self, source: str, args: list[bytes], large: bool) -> Any:
+        """Run a script that changes nothing; a large answer comes on a connection of its own."""
+        if not large:
+            return await self._script(source, args, True)
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = self.redis.register_script(source)
-        return await self._try(script(args=args))
+        return await self.attempt(script(args=args))
+
+    async def _script(self, source: str, args: list[bytes], reads: bool) -> Any:
+        digest = self._digests.get(source)
+        if digest is None:
+            digest = self._digests[source] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
+        try:
+            [answer] = await self._ask((b"EVALSHA", digest, b"0", *args), reads=reads)
+        except redis.exceptions.NoScriptError:  # Redis is a new one
+            [answer] = await self._ask((b"EVAL", source.encode(), b"0", *args), reads=reads)
+        return answer
 
     async def ping(self) -> None:
         """:raises exception.DatastoreUnavailable: Redis does not answer"""
-        await self._try(typing.cast(Awaitable[Any], self.redis.ping()))
+        await self._ask((b"PING",), reads=True)
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._pipeline.close()
         await self.redis.aclose()
 
+    async def _ask(self, *commands: tuple[bytes, ...], reads: bool) -> list[Any]:
+        """The answers to commands, which go over the connection that all share.
+
+        :param reads: they change nothing, so that they can be sent again when the connection was lost
+        """
+        try:
+            try:
+                answers = await self._pipeline.ask(*commands)
+            except Broken:
+                if not reads:
+                    raise
+                answers = await self._pipeline.ask(*commands)
+        except _OUTAGES as error:
+            raise exception.DatastoreUnavailable() from error
+        for answer in answers:
+            if isinstance(answer, hiredis.ReplyError):
+                raise self._translated(answer)
+        return answers
+
+    def _translated(self, answer: hiredis.ReplyError) -> Exception:
+        """An error that Redis answers."""
+        code = str(answer).partition(" ")[0]
+        if code in _NOT_NOW:
+            self._pipeline.renew()  # another Redis may be the right one by now
+            return exception.DatastoreUnavailable()
+        return (redis.exceptions.NoScriptError if code == "NOSCRIPT" else redis.exceptions.ResponseError)(str(answer))
+
     async def attempt(self, operation: Any) -> Any:
-        """Await a command of the raw client, with its outages told as :class:`exception.DatastoreUnavailable`.
+        """Await a command of the raw client, on a connection of its own, with its outages told as
+        :class:`exception.DatastoreUnavailable`.
 
         :param operation: an awaitable, although redis-py declares the commands' own answers as well
         """
-        return await self._try(operation)
-
-    async def _try(self, operation: Awaitable[Any]) -> Any:
         try:
             return await _patiently(operation)
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError,
-                redis.exceptions.ReadOnlyError, TimeoutError, OSError) as error:
+        except _OUTAGES as error:
             raise exception.DatastoreUnavailable() from error
 
 
+_OUTAGES = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError,
+            redis.exceptions.ReadOnlyError, TimeoutError, OSError)
+#: what a Redis answers that is there and of no use for now
+_NOT_NOW = ("LOADING", "READONLY", "MASTERDOWN")
+
+
+def _mapping(answer: Any) -> dict[bytes, bytes]:
+    """A hash, which older versions of the protocol give as a list."""
+    return answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+#: so many hashes come on the connection that all share; more would hold the others up
+_FEW = 32
 #: others wait while Redis runs a script, so that one does not read all instances of a cloud
 _HASHES_AT_A_TIME = 1000
 _HASHES = """
@@ -213,19 +279,12 @@ end
 return 1
 """
 
-#: seconds that one answer of Redis may take: at first, and once the event loop has looked at what came meanwhile
-_PATIENCE = (1.2, 0.3)
-
 
 async def _patiently(operation: Awaitable[Any]) -> Any:
-    """Await an answer of Redis for a limited time.
-
-    A loop that was busy for longer than the limit finds the answer and the end of the time at once; the second wait
-    lets it take the answer, so that only Redis itself can be too slow.
-    """
+    """Await an answer of Redis for a limited time."""
     task = asyncio.ensure_future(operation)
     try:
-        for seconds in _PATIENCE:
+        for seconds in PATIENCE:
             done, _ = await asyncio.wait([task], timeout=seconds)
             if done:
                 return task.result()
