@@ -172,8 +172,7 @@ def nova(directory: Path, keys: int) -> Iterator[tuple[Server, Server, Nginx]]:
                      "--s3_listen=127.0.0.1", f"--proxy_secret={secret}",
                      f"--ca_path={directory / 'ca'}", "--user_object_gb=-1", "--project_object_gb=-1",
                      port=port) as pid:
-            nginx = Nginx(directory / "nginx", s3_backends=[port], objects=directory / "objects",
-                          images=directory / "images", secret=secret)
+            nginx = Nginx(directory / "nginx", s3_backends=[port], objects=directory / "objects", secret=secret)
             nginx.start()
             try:
                 yield Server("nova", port, pid), Server("nginx", nginx.s3_port, pid), nginx

@@ -20,7 +20,6 @@ from nova.endpoint import guests
 from nova.endpoint.app import ApiService
 from nova.endpoint.metadata import MetadataService
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_string
-from nova.image import manager as image_manager
 from nova.image import models as image_models
 from nova.image.cache import ImageCache
 from nova.image.manager import ImageManager
@@ -28,7 +27,10 @@ from nova.network.driver import NetworkDriver
 from nova.network.fake import FakeDriver as FakeNetworkDriver
 from nova.network.linux import LinuxDriver
 from nova.network.manager import NetworkManager
+from nova.objectstore import images as object_images
 from nova.objectstore import objects
+from nova.objectstore.files import Files
+from nova.objectstore.models import objects_path
 from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat, Service
@@ -196,9 +198,10 @@ def objectstore(store: Store, bus: Bus) -> list[Service]:
     """nova-objectstore: the S3 server, and the images made from what is in it."""
     async def open_object(bucket: str, key: str):
         return await objects.open_object(store, bucket, key)
-    manager = ImageManager(store, bus, open_object, authority().key_path)
+    files = object_images.ImageFiles(store, Files(objects_path()))
+    manager = ImageManager(store, bus, open_object, authority().key_path, files)
     auth = AuthManager(store)
-    server = ObjectStoreService(store, auth, extra_handlers=image_manager.handlers(manager, store))
+    server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store))
     return [auth, PortFlag("s3_port", server), manager, Heartbeat(store, "objectstore")]
 
 

@@ -13,7 +13,7 @@ from nova.context import Context
 from nova.datastore import Store
 from nova.image import bundle
 from nova.image.manager import MANIFEST_SUFFIX
-from nova.image.models import ID_PREFIXES, Image, ImageName
+from nova.image.models import ID_PREFIXES, Image, ImageName, name_id
 from nova.objectstore import objects
 from nova.objectstore.access import decision, values
 from nova.objectstore.models import Bucket, Object
@@ -208,7 +208,7 @@ async def _find(store: Store, id: str) -> Image:
 
 
 def _name_id(image: Image) -> str:
-    return f"{image.project_id}:{image.name}"
+    return name_id(image.project_id, image.name)
 
 
 def _read_manifest(path: str) -> bundle.Manifest:

@@ -23,6 +23,7 @@ from nova.compute.models import holdings as compute_holdings
 from nova.datastore import PREFIX, Pool, Record, Store
 from nova.image.models import Image
 from nova.network.models import ALLOTMENTS, Network
+from nova.objectstore import images as object_images
 from nova.objectstore import versions
 from nova.objectstore.holdings import holdings as object_holdings
 from nova.objectstore.models import Bucket, Object, object_id
@@ -112,9 +113,9 @@ async def _all(store: Store, auth: AuthManager) -> list[Difference]:
     buckets, images = await _records(store, Bucket, keys), await _records(store, Image, keys)
     found = [difference async for difference in _indexes(store, keys)]
     indexes_agree = not found
-    for check in (_buckets(store, buckets), _allotments(store, networks), _addresses(store, networks, instances),
-                  _claims(store, instances, keys), _owners(auth, instances, images, buckets),
-                  _public_keys(PublicKeys(store, auth))):
+    for check in (_buckets(store, [*buckets, object_images.BUCKET]), _allotments(store, networks),
+                  _addresses(store, networks, instances), _claims(store, instances, keys),
+                  _owners(auth, instances, images, buckets), _public_keys(PublicKeys(store, auth))):
         found += [difference async for difference in check]
     if indexes_agree:  # what counts towards limits is found by the indexes
         found += [difference async for difference in _limits(store)]

@@ -57,6 +57,11 @@ class ImageName(Record):
     image_id: str
 
 
+def name_id(project_id: str, name: str) -> str:
+    """The id of the record that keeps an image's name unique."""
+    return f"{project_id}:{name}"
+
+
 #: seconds that a token to fetch an image is good for
 TOKEN_LIFETIME = 600
 

@@ -56,6 +56,20 @@ class Writer:
         while view:
             view = view[os.write(self._file, view):]
 
+    def copy(self, path: str) -> None:
+        """Append another file; what it has no blocks for gets none here."""
+        with open(path, "rb", buffering=0) as source:
+            size, end = os.fstat(source.fileno()).st_size, os.lseek(self._file, 0, os.SEEK_END)
+            for start, stop in data_of(source.fileno(), size):
+                os.lseek(self._file, end + start, os.SEEK_SET)
+                os.lseek(source.fileno(), start, os.SEEK_SET)
+                while start < stop:
+                    sent = os.sendfile(self._file, source.fileno(), None, min(_BLOCK, stop - start))
+                    if not sent:
+                        raise OSError(errno.EIO, "it was cut while it was copied", path)
+                    start += sent
+            os.ftruncate(self._file, end + size)
+
     def publish(self, record: Record) -> None:
         """Put all of it on the disk and give it its name.
 
@@ -160,6 +174,34 @@ class Files:
             except OSError:
                 os.unlink(target + ASIDE)
                 raise
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def take(self, path: str, record: Object) -> None:
+        """Make a finished file of somebody else's one of the store's: the one that `record` names.
+
+        Where both are in one file system it is only renamed.  Its old name is gone afterwards.
+
+        :raises OSError: (ENOSPC) there is no room for it
+        """
+        name = os.path.basename(record.file)
+        directory = os.open(_make_directory(self.root, name), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if os.stat(path).st_dev != os.fstat(directory).st_dev:
+                with Writer(self.root, name) as writer:
+                    writer.copy(path)
+                    writer.publish(record)
+                os.unlink(path)
+                return
+            data = description.encode(record)
+            with open(path, "rb+") as file:
+                os.fchmod(file.fileno(), 0o640)
+                attached = description.attach(file.fileno(), data)
+                os.fsync(file.fileno())
+            if not attached:
+                description.write_aside(directory, name + ASIDE, data)
+            os.rename(path, name, dst_dir_fd=directory)
             os.fsync(directory)
         finally:
             os.close(directory)
@@ -274,6 +316,24 @@ def owner_of(file: str) -> tuple[str, str]:
     letter, _, rest = name.partition("-")
     id, _, unique = rest.rpartition("-")
     return (letter, id) if id and unique else ("", "")
+
+
+def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data: beginning and end in bytes of each piece between holes.
+
+    :param file: its descriptor
+    :param size: in bytes
+    """
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing but a hole is left
+            raise
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
 
 
 class Undo:

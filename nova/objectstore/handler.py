@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from tornado import httputil, iostream, web
 
@@ -30,7 +30,8 @@ from nova.objectstore.files import Files
 from nova.objectstore.forms import boundary_of
 from nova.objectstore.models import Bucket
 from nova.objectstore.operations import form
-from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response, StoredFile
+from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
+from nova.objectstore.serving import StoredFile, hand_over
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,6 @@ DEFINE_string("s3_domain", "", "names below this domain are buckets (bucket.DOMA
 
 #: how many bytes of a refused body are read before the answer
 _HEAR_OUT = 32 << 20
-#: headers of an answer that nginx makes itself when it gives a file out
-_OF_NGINX = frozenset(("Content-Length", "Content-Range", "Date"))
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH")
 
@@ -286,15 +285,11 @@ class S3Handler(web.RequestHandler):
         await self._stream(response.body)
 
     def _hand_over(self, file: StoredFile) -> None:
-        """Have nginx give out a file: tell it which, the bytes wanted, and all headers, of which it would drop most."""
-        told = {name: value for name, value in self._headers.get_all() if name not in _OF_NGINX}
+        """Have nginx give out a file."""
+        told = hand_over(file, list(self._headers.get_all()))
         self.clear()
-        self.set_header("X-Accel-Redirect", "@objects")
-        self.set_header("X-Nova-File", file.name)
-        if file.part:
-            self.set_header("X-Nova-Range", f"bytes={file.part[0]}-{file.part[0] + file.part[1] - 1}")
-        self.set_header("X-Nova-Headers", "&".join(
-            f"{name}={quote(value.encode('latin-1'), safe='')}" for name, value in told.items()))
+        for name, value in told.items():
+            self.set_header(name, value)
 
     async def _stream(self, blocks: AsyncIterator[bytes]) -> None:
         try:

@@ -21,7 +21,7 @@ from typing import Any
 from nova import exception, process
 from nova.auth import quota
 from nova.datastore import Record, Store
-from nova.objectstore import buckets, description, errors, objects, sweep, versions
+from nova.objectstore import buckets, description, errors, images, objects, sweep, versions
 from nova.objectstore.description import Unreadable
 from nova.objectstore.files import Files, owner_of
 from nova.objectstore.models import Bucket, Object, Part, Upload, upload_member
@@ -276,6 +276,9 @@ class _Reindex:
 
     async def _restore_object(self, told: Object) -> None:
         """Bring a version of an object back, or a delete marker."""
+        if told.bucket == images.BUCKET.id:
+            await self._restore_image(told)
+            return
         while True:
             bucket = await self._store.get(Bucket, told.bucket)
             there = await self._store.get_many(Object, objects.may_name(told.file), at_once=True)
@@ -294,6 +297,15 @@ class _Reindex:
                 self._report.found["object"] += 1 - len(change.gone)
                 self._report.restored["object"] += 1
                 return
+
+    async def _restore_image(self, told: Object) -> None:
+        if await images.restore(self._store, told):
+            self._report.found["object"] += 1
+            self._report.restored["object"] += 1
+        elif await objects.named(self._store, told.file) is not None:
+            self._report.found["object"] += 1  # its record came meanwhile
+        else:
+            self._report.leftovers += 1
 
     async def _commit(self, bucket: Bucket, change: versions.Change) -> bool:
         """Whether nobody was faster."""

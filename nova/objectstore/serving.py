@@ -5,14 +5,39 @@ What is few and still in memory is read at once, because to hand it to a thread 
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import BinaryIO
+from urllib.parse import quote
 
 from nova import process
 from nova.objectstore.files import Files
 from nova.objectstore.models import Object
 
 _BLOCK = 256 << 10
+#: headers of an answer that nginx makes itself when it gives a file out
+_OF_NGINX = frozenset(("Content-Length", "Content-Range", "Date"))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of the object store, or its `part` (offset and length in bytes), that nginx gives out."""
+
+    name: str
+    part: tuple[int, int] | None = None
+
+
+def hand_over(file: StoredFile, headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The headers that have nginx give a file out: which, the bytes wanted, and all headers, as it would drop most.
+
+    :param headers: those of the answer
+    """
+    told = "&".join(f"{name}={quote(value.encode('latin-1'), safe='')}" for name, value in headers
+                    if name not in _OF_NGINX)
+    answer = {"X-Accel-Redirect": "@objects", "X-Nova-File": file.name, "X-Nova-Headers": told}
+    if file.part:
+        answer["X-Nova-Range"] = f"bytes={file.part[0]}-{file.part[0] + file.part[1] - 1}"
+    return answer
 
 
 async def body_of(files: Files, found: Object, start: int, length: int) -> bytes | AsyncIterator[bytes]:

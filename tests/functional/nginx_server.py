@@ -39,12 +39,11 @@ class Nginx:
     :param directory: made when missing
     :param s3_backends: ports of object stores
     :param objects: the directory of their files
-    :param images: the directory of the image files
     :param api_backend: port of a nova-api; nobody's when 0
     """
 
-    def __init__(self, directory: Path, s3_backends: Sequence[int], objects: Path, images: Path,
-                 secret: str = "secret", api_backend: int = 0):
+    def __init__(self, directory: Path, s3_backends: Sequence[int], objects: Path, secret: str = "secret",
+                 api_backend: int = 0):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "plain").mkdir(exist_ok=True)
@@ -57,8 +56,7 @@ class Nginx:
                          ("server 127.0.0.1:18773;", f"server 127.0.0.1:{api_backend or free_port()} max_fails=0;"),
                          ("listen 3333;", f"listen 127.0.0.1:{self.s3_port};"),
                          ("listen 8773;", f"listen 127.0.0.1:{self.ec2_port};"),
-                         ("root /var/lib/nova/objects;", f"root {objects};"),
-                         ("root /var/lib/nova/images;", f"root {images};")):
+                         ("root /var/lib/nova/objects;", f"root {objects};")):
             assert text.count(old) == 1, old
             text = text.replace(old, new)
         (directory / "nova.conf").write_text(text)

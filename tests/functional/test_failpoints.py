@@ -44,7 +44,9 @@ SHARED = ["network.spec.written", "network.rules.applied", "network.dnsmasq.writ
 #: on the way of an object into the store, out of it, and into an image
 STORE = ["objectstore.put.published", "objectstore.put.committed", "objectstore.delete.committed",
          "objectstore.complete.committed"]
-IMAGE = ["image.file.made"]
+IMAGE = ["image.file.made", "image.published", "image.committed"]
+#: on the way of an image out of the object store
+REMOVED = ["image.removed"]
 #: tests.functional.test_objectstore_many_versions has them
 VERSIONS = ["objectstore.mark.committed"]
 
@@ -56,8 +58,8 @@ def test_every_failpoint_is_tested() -> None:
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
     # the others of the object store: tests/functional/test_objectstore_crashes.py
-    named = {*RUN, *TERMINATE, *STORE, *IMAGE, *VERSIONS}
-    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *TERMINATE, *IMAGE}
+    named = {*RUN, *TERMINATE, *STORE, *IMAGE, *REMOVED, *VERSIONS}
+    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *TERMINATE, *IMAGE, *REMOVED}
     assert named <= set(failpoint.names())
 
 
@@ -145,9 +147,9 @@ class Witness:
         kept = {self.redis.hget(key, "file") for key in self.keys("object:*")}
         objects, images = self.cloud.state / "objects", self.cloud.state / "images"
         files = [str(p.relative_to(objects)) for p in objects.glob("??/*")]
-        return ([file for file in files if file not in kept]
+        return ([file for file in files if file.removesuffix(".meta") not in kept]
                 + [p.name for p in (self.cloud.state / "image_cache").iterdir() if len(p.name) != 64]
-                + [p.name for p in images.iterdir() if not self.redis.exists(f"nova:image:{p.name}")])
+                + [p.name for p in images.iterdir()])
 
 
 @pytest.fixture
@@ -337,23 +339,31 @@ def test_object_store(clean_cloud: Cloud, witness: Witness, point: str) -> None:
     s3.delete_bucket(Bucket="failpoints")
 
 
-@pytest.mark.parametrize("point", IMAGE)
+@pytest.mark.parametrize("point", [*IMAGE, *REMOVED])
 def test_image(clean_cloud: Cloud, witness: Witness, point: str) -> None:
-    clean_cloud.start(f"--failpoint={point}")
+    clean_cloud.start(f"--failpoint={point}", "--objects_orphan_age=0", "--objects_sweep_interval=1")
     ec2 = clean_cloud.ec2
-    with pytest.raises((botocore.exceptions.ConnectionClosedError, botocore.exceptions.EndpointConnectionError)):
-        ec2.register_image(Name="killed", ImageLocation="starter/machine.ext4")
+    gone = (botocore.exceptions.ConnectionClosedError, botocore.exceptions.EndpointConnectionError)
+    with contextlib.suppress(*gone):
+        image = ec2.register_image(Name="killed", ImageLocation="starter/machine.ext4")["ImageId"]
+        assert point in REMOVED
+        ec2.deregister_image(ImageId=image)
     die(clean_cloud)
-    clean_cloud.start()
+    clean_cloud.start("--objects_orphan_age=0", "--objects_sweep_interval=1")
 
     def registered() -> list[str]:
         query = [{"Name": "name", "Values": ["killed"]}, {"Name": "state", "Values": ["available"]}]
         return [i["ImageId"] for i in ec2.describe_images(Filters=query)["Images"]]
-    [image] = wait_until(registered, 10, "the image")  # type: ignore[misc]
-    made, source = (clean_cloud.state / "images" / image), witness.redis.hget(f"nova:image:{image}", "size")
-    assert made.stat().st_size == int(source or 0) > 0
-    ec2.deregister_image(ImageId=image)
-    wait_until(lambda: not made.exists(), 10, "the end of the image's file")
+    if point in IMAGE:
+        [image] = wait_until(registered, 10, "the image")  # type: ignore[misc]
+        wait_until(lambda: not witness.lost_files(), 10, f"the end of files of no record: {witness.lost_files()}")
+        made = [o for o in map(witness.redis.hgetall, witness.keys("object:*")) if o["key"] == image]
+        size = (clean_cloud.state / "objects" / made[0]["file"]).stat().st_size
+        assert str(size) == witness.redis.hget(f"nova:image:{image}", "size") != "0"
+        ec2.deregister_image(ImageId=image)
+    wait_until(lambda: image not in witness.redis.zrange("nova:bucket-keys:_images", 0, -1), 10,
+               "the end of the image's object")
+    wait_until(lambda: not witness.lost_files(), 10, f"the end of files of no record: {witness.lost_files()}")
 
 
 def test_killed_at_any_moment(clean_cloud: Cloud, witness: Witness) -> None:

@@ -1,11 +1,10 @@
-"""Images: from objects and bundles to files, with real Redis, and handed out over HTTP."""
+"""Images: from objects and bundles to objects of the cloud's own, with real Redis, and handed out over HTTP."""
 
 import asyncio
+import dataclasses
 import hashlib
 import os
-import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,29 +16,27 @@ import tornado.web
 from nova import crypto, exception
 from nova.datastore import Store
 from nova.flags import FLAGS
-from nova.image import manager as image_manager
-from nova.image import models
+from nova.image import models, work
 from nova.image.manager import ImageManager
 from nova.image.models import Image
+from nova.objectstore import images as object_images
+from nova.objectstore import objects, reindex, verify
+from nova.objectstore.files import Files
+from nova.objectstore.holdings import holdings
+from nova.objectstore.images import ImageFiles
+from nova.objectstore.models import Bucket, Object, object_id
 from nova.process import wait
 from nova.rpc import Bus
-from tests import bundles
+from tests import bundles, images
 
-CONTENT = random.Random(2).randbytes(2 << 20)
+CONTENT = images.machine(2 << 20)
+SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 async def until(condition: Callable, seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.02)
-
-
-@dataclass
-class FileObject:
-    path: str
-    size: int
-    sha256: str
-    project_id: str = "proj"
 
 
 @pytest.fixture(scope="module")
@@ -50,41 +47,55 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> crypto.Authority:
 
 
 class Rig:
-    """An object store host whose buckets are directories."""
+    """An object store host, without its S3 server."""
 
     def __init__(self, store: Store, directory: Path, authority: crypto.Authority):
-        self.store, self.buckets, self.authority = store, directory / "buckets", authority
+        self.store, self.directory, self.authority = store, directory, authority
         self.bus = Bus("memory://", "h1")
-        self.manager = ImageManager(store, self.bus, self.open, authority.key_path)
-        self.images = directory / "images"
+        self.files = Files(str(directory / "objects"))
+        self.image_files = ImageFiles(store, self.files)
+        self.manager = self.new_manager(self.open)
+        self.work = directory / "images"
 
-    async def open(self, bucket: str, key: str) -> FileObject:
-        path = self.buckets / bucket / key
-        if not (self.buckets / bucket).is_dir():
-            raise exception.NoSuchBucket()
-        if not path.is_file():
-            raise exception.NoSuchKey()
-        return FileObject(str(path), path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    def new_manager(self, opener: Callable) -> ImageManager:
+        return ImageManager(self.store, self.bus, opener, self.authority.key_path, self.image_files)
 
-    def put(self, bucket: str, key: str, data: bytes) -> Path:
-        path = self.buckets / bucket / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
+    async def open(self, bucket: str, key: str) -> Object:
+        return await objects.open_object(self.store, bucket, key)
 
-    def put_bundle(self, bucket: str, folder: str = "", **changes: object) -> bundles.Bundle:
-        made = bundles.make(self.buckets / bucket / folder, self.authority.certificate_path, CONTENT, **changes)
-        self.put(bucket, f"{folder}/image.manifest.xml" if folder else "image.manifest.xml", made.manifest)
+    async def put(self, bucket: str, key: str, data: bytes = CONTENT) -> Object:
+        there = await self.store.get(Bucket, bucket) or await self.store.create(
+            Bucket(bucket, project_id="proj", created=0.0))
+        id = object_id(bucket, key)
+        with self.files.new(f"o-{id}") as writer:
+            writer.write(data)
+            md5, sha256 = hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest()
+            new = objects.planned(there, Object(id, bucket=bucket, key=key, project_id="proj", file=writer.name,
+                                                size=len(data), md5=md5, sha256=sha256, etag=md5, modified=1.0))
+            writer.publish(new)
+        return await objects.put(self.store, self.files, there, new)
+
+    async def remove(self, bucket: str, key: str) -> None:
+        there = await self.store.get(Bucket, bucket)
+        assert there is not None
+        await objects.delete(self.store, self.files, there, key)
+
+    async def put_bundle(self, bucket: str, folder: str = "", content: bytes = CONTENT) -> bundles.Bundle:
+        made = bundles.make(self.directory / "bundle", self.authority.certificate_path, content)
+        for name, _ in made.parts:
+            await self.put(bucket, f"{folder}/{name}" if folder else name, (made.directory / name).read_bytes())
+        await self.put(bucket, f"{folder}/image.manifest.xml" if folder else "image.manifest.xml", made.manifest)
         return made
 
-    async def record(self, location: str, id: str = "ami-00000001", host: str = "h1") -> Image:
-        return await self.store.create(Image(id, project_id="proj", user_id="ann", name="x", location=location,
-                                             kind="machine", host=host, created=0.0))
+    async def record(self, location: str, id: str = "ami-00000001", host: str = "h1", **fields: object) -> Image:
+        values = {"kind": "machine", "name": "x", **fields}
+        return await self.store.create(Image(id, project_id="proj", user_id="ann", location=location, host=host,
+                                             created=0.0, **values))  # type: ignore[arg-type]
 
-    async def ingest(self, location: str) -> Image:
+    async def ingest(self, location: str, **fields: object) -> Image:
         """Register a location as RegisterImage does."""
-        await self.record(location)
-        await wait(self.bus.call("objectstore.h1", "ingest_image", image_id="ami-00000001"))
+        await self.record(location, **fields)
+        await wait(self.bus.call("objectstore.h1", "ingest_image", image_id="ami-00000001", timeout=60))
         return await self.image()
 
     async def image(self) -> Image:
@@ -92,8 +103,23 @@ class Rig:
         assert found is not None
         return found
 
-    def files(self) -> list[str]:
-        return sorted(os.listdir(self.images))
+    async def file(self, id: str = "ami-00000001") -> Path:
+        """Where the file of an image is."""
+        found = await self.image_files.find(id)
+        assert found is not None
+        return Path(found.path)
+
+    async def content(self, id: str = "ami-00000001") -> bytes:
+        return (await self.file(id)).read_bytes()
+
+    def left(self) -> list[str]:
+        """What is in the directory in which images are made."""
+        return sorted(os.listdir(self.work))
+
+    async def stray(self) -> list[str]:
+        """Files of the object store that no record names."""
+        named = {found.file async for found in self.store.scan(Object)}
+        return [name for name in self.files.names(-1.0) if name.removesuffix(".meta") not in named]
 
 
 @pytest.fixture
@@ -106,6 +132,7 @@ async def idle(store: Store, tmp_path: Path, authority: crypto.Authority) -> Asy
     yield rig
     await rig.manager.stop()
     await rig.bus.stop()
+    rig.files.close()
 
 
 @pytest.fixture
@@ -117,49 +144,46 @@ async def rig(idle: Rig) -> Rig:
 # -- objects ----------------------------------------------------------------------------------------------------------
 
 async def test_an_object_becomes_an_image(rig: Rig) -> None:
-    rig.put("bucket", "deep/disk.img", CONTENT)
+    await rig.put("bucket", "deep/disk.img")
     image = await rig.ingest("bucket/deep/disk.img")
-    assert (image.state, image.size, image.sha256) == ("available", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    assert (rig.images / image.id).read_bytes() == CONTENT
+    assert (image.state, image.size, image.sha256) == ("available", len(CONTENT), SHA)
+    assert (image.disk_format, image.virtual_size) == ("raw", len(CONTENT))
+    assert await rig.content() == CONTENT
+    assert rig.left() == []
 
 
 async def test_an_image_shares_its_objects_file_and_outlives_it(rig: Rig) -> None:
-    path = rig.put("bucket", "disk.img", CONTENT)
-    image = await rig.ingest("bucket/disk.img")
-    assert (rig.images / image.id).stat().st_ino == path.stat().st_ino
-    path.unlink()
-    assert (rig.images / image.id).read_bytes() == CONTENT
-
-
-async def test_an_object_that_cannot_be_linked_is_copied(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(*arguments: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-    monkeypatch.setattr(os, "link", link)
-    path = rig.put("bucket", "disk.img", CONTENT)
-    image = await rig.ingest("bucket/disk.img")
-    assert image.state == "available"
-    assert (rig.images / image.id).stat().st_ino != path.stat().st_ino
-    assert (rig.images / image.id).read_bytes() == CONTENT
+    source = Path((await rig.put("bucket", "disk.img")).path)
+    await rig.ingest("bucket/disk.img")
+    assert (await rig.file()).stat().st_ino == source.stat().st_ino
+    await rig.remove("bucket", "disk.img")
+    assert not source.exists() and await rig.content() == CONTENT
 
 
 @pytest.mark.parametrize(("location", "reason"), [
     ("bucket/gone", "key does not exist"), ("gone/key", "bucket does not exist"), ("bucket", "does not exist")])
 async def test_an_object_that_is_not_there_fails_the_image_with_the_reason(rig: Rig, location: str,
                                                                            reason: str) -> None:
-    rig.put("bucket", "other", b"")
+    await rig.put("bucket", "other", b"")
     image = await rig.ingest(location)
     assert image.state == "failed" and reason in image.state_reason
+    assert image.state_code in ("Client.NoSuchKey", "Client.NoSuchBucket")
+
+
+async def test_an_image_of_an_unknown_source_fails(rig: Rig) -> None:
+    image = await rig.ingest("bucket/x", source="rubbish:1")
+    assert (image.state, image.state_code) == ("failed", "Client.InvalidParameterValue")
 
 
 # -- bundles ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("folder", ["", "deep/er"])
 async def test_a_bundle_becomes_an_image(rig: Rig, folder: str) -> None:
-    rig.put_bundle("bucket", folder)
+    await rig.put_bundle("bucket", folder)
     image = await rig.ingest(os.path.join("bucket", folder, "image.manifest.xml"))
-    assert (image.state, image.size, image.sha256) == ("available", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    assert (rig.images / image.id).read_bytes() == CONTENT
-    assert rig.files() == [image.id]
+    assert (image.state, image.size, image.sha256) == ("available", len(CONTENT), SHA)
+    assert await rig.content() == CONTENT
+    assert rig.left() == [] and await rig.stray() == []
 
 
 @pytest.mark.parametrize(("damage", "reason"), [
@@ -167,11 +191,11 @@ async def test_a_bundle_becomes_an_image(rig: Rig, folder: str) -> None:
     ("manifest", "no XML"), ("size", "size is not what the manifest says"), ("huge", "no XML")])
 async def test_a_damaged_bundle_fails_the_image_with_the_reason_and_leaves_no_file(
         rig: Rig, tmp_path: Path, damage: str, reason: str) -> None:
-    made = rig.put_bundle("bucket")
+    made = await rig.put_bundle("bucket")
     if damage == "digest":
         made.parts[0] = (made.parts[0][0], "0" * 40)
     elif damage == "missing part":
-        (made.directory / made.parts[1][0]).unlink()
+        await rig.remove("bucket", made.parts[1][0])
     elif damage == "other cloud":
         another = crypto.Authority(str(tmp_path / "another"))
         another.ensure()
@@ -181,16 +205,16 @@ async def test_a_damaged_bundle_fails_the_image_with_the_reason_and_leaves_no_fi
     text = {"manifest": b"hello", "huge": made.manifest + b" " * (5 << 20)}.get(damage, made.manifest)
     if damage == "huge":
         text = text.replace(b"<version>", b"<version>" + b"x" * (5 << 20), 1)
-    rig.put("bucket", "image.manifest.xml", text)
+    await rig.put("bucket", "image.manifest.xml", text)
     image = await rig.ingest("bucket/image.manifest.xml")
     assert image.state == "failed" and reason in image.state_reason
-    assert rig.files() == []
+    assert rig.left() == [] and await rig.stray() == []
 
 
 # -- convergence ------------------------------------------------------------------------------------------------------
 
 async def test_an_image_that_was_pending_at_the_start_is_made(idle: Rig) -> None:
-    idle.put("bucket", "disk.img", CONTENT)
+    await idle.put("bucket", "disk.img")
     await idle.record("bucket/disk.img")
     await idle.manager.start()
 
@@ -200,66 +224,76 @@ async def test_an_image_that_was_pending_at_the_start_is_made(idle: Rig) -> None
 
 
 async def test_what_a_dead_process_left_half_made_is_made_anew(idle: Rig) -> None:
-    idle.put_bundle("bucket")
+    await idle.put_bundle("bucket")
     await idle.record("bucket/image.manifest.xml")
-    idle.images.mkdir()
-    for name in ("ami-00000001", "ami-00000001.part"):
-        (idle.images / name).write_bytes(b"half")
+    (idle.work / "ami-00000001.0123").mkdir(parents=True)
+    for name in ("ami-00000001.0123/unbundled", "stray"):
+        (idle.work / name).write_bytes(b"half")
     await idle.manager.start()
 
     async def available() -> bool:
         return (await idle.image()).state == "available"
     await until(available)
-    assert idle.files() == ["ami-00000001"] and (idle.images / "ami-00000001").read_bytes() == CONTENT
+    assert idle.left() == [] and await idle.content() == CONTENT
 
 
-async def test_files_that_no_record_wants_are_removed(idle: Rig) -> None:
-    idle.images.mkdir()
-    for name in ("ami-0000dead", "ami-0000dead.part", "aki-0000beef.part"):
-        (idle.images / name).write_bytes(b"x")
-    await idle.manager.start()
-
-    async def removed() -> bool:
-        return idle.files() == []
-    await until(removed)
+async def test_what_another_process_works_on_is_left_to_it(rig: Rig) -> None:
+    async with work.directory(str(rig.work), "ami-00000001") as theirs:
+        work.sweep(str(rig.work))
+        assert os.path.isdir(theirs)
+    assert rig.left() == []
 
 
 async def test_the_file_of_an_image_that_was_deregistered_is_removed(rig: Rig) -> None:
-    rig.put("bucket", "disk.img", CONTENT)
+    await rig.put("bucket", "disk.img")
     image = await rig.ingest("bucket/disk.img")
     await rig.store.delete(image)
     rig.bus.cast("objectstore.h1", "look_at_image", image_id=image.id)
 
     async def removed() -> bool:
-        return rig.files() == []
+        return not await rig.image_files.ids()
     await until(removed)
+    await rig.remove("bucket", "disk.img")
+    assert list(rig.files.names(-1.0)) == []
+
+
+async def test_files_that_no_record_wants_are_removed_at_the_start(idle: Rig) -> None:
+    (idle.directory / "made").write_bytes(CONTENT)
+    image = await idle.record("bucket/disk.img")
+    await idle.image_files.publish(image, str(idle.directory / "made"), sha256=SHA, size=len(CONTENT))
+    await idle.store.delete(await idle.image())
+    await idle.manager.start()
+
+    async def removed() -> bool:
+        return not await idle.image_files.ids()
+    await until(removed)
+    assert list(idle.files.names(-1.0)) == []
 
 
 async def test_an_image_of_another_host_is_left_to_it(rig: Rig) -> None:
-    rig.put("bucket", "disk.img", CONTENT)
+    await rig.put("bucket", "disk.img")
     await rig.record("bucket/disk.img", host="h2")
     await wait(rig.bus.call("objectstore.h1", "ingest_image", image_id="ami-00000001"))
-    assert (await rig.image()).state == "pending" and rig.files() == []
+    assert (await rig.image()).state == "pending" and await rig.image_files.ids() == set()
 
 
 async def test_an_image_that_is_available_is_not_made_again(rig: Rig) -> None:
-    path = rig.put("bucket", "disk.img", CONTENT)
+    await rig.put("bucket", "disk.img")
     image = await rig.ingest("bucket/disk.img")
-    path.unlink()
-    rig.put("bucket", "disk.img", b"another object")
+    await rig.put("bucket", "disk.img", images.machine(seed=9))
     await wait(rig.bus.call("objectstore.h1", "ingest_image", image_id=image.id))
-    assert await rig.image() == image and (rig.images / image.id).read_bytes() == CONTENT
+    assert await rig.image() == image and await rig.content() == CONTENT
 
 
 async def test_a_failure_that_may_pass_is_tried_again(idle: Rig) -> None:
-    idle.put("bucket", "disk.img", CONTENT)
-    errors: list[Exception] = [exception.DatastoreUnavailable(), OSError(28, "No space left on device")]
+    await idle.put("bucket", "disk.img")
+    errors: list[Exception] = [exception.DatastoreUnavailable(), OSError(5, "Input/output error")]
 
-    async def open_object(bucket: str, key: str) -> FileObject:
+    async def open_object(bucket: str, key: str) -> Object:
         if errors:
             raise errors.pop()
         return await idle.open(bucket, key)
-    idle.manager = ImageManager(idle.store, idle.bus, open_object, idle.authority.key_path)
+    idle.manager = idle.new_manager(open_object)
     await idle.record("bucket/disk.img")
     await idle.manager.start()
 
@@ -268,33 +302,120 @@ async def test_a_failure_that_may_pass_is_tried_again(idle: Rig) -> None:
     await until(available)
 
 
+async def test_a_full_disk_fails_the_image_and_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rig.put_bundle("bucket")
+
+    def take(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(rig.files, "take", take)
+    image = await rig.ingest("bucket/image.manifest.xml")
+    assert (image.state, image.state_code) == ("failed", "Server.InternalError")
+    assert "no room" in image.state_reason
+    assert rig.left() == [] and await rig.stray() == []
+
+
+async def test_two_managers_that_race_leave_one_file(rig: Rig) -> None:
+    await rig.put("bucket", "disk.img")
+    other = Bus("memory://", "other")
+    FLAGS.host = "h1"
+    second = ImageManager(rig.store, other, rig.open, rig.authority.key_path, rig.image_files)
+    await second.start()
+    await rig.record("bucket/disk.img")
+    await asyncio.gather(*(manager.ingest_image("ami-00000001") for manager in (rig.manager, second)))
+
+    async def available() -> bool:
+        return (await rig.image()).state == "available"
+    await until(available)
+    await second.stop()
+    assert await rig.content() == CONTENT and await rig.stray() == [] and rig.left() == []
+
+
+# -- what the disk knows ----------------------------------------------------------------------------------------------
+
+async def test_images_come_back_when_redis_is_rebuilt(rig: Rig) -> None:
+    await rig.put("bucket", "disk.img")
+    image = await rig.ingest("bucket/disk.img", name="debian", is_public=True)
+    await rig.store.modify(Image, image.id, lambda _: {"description": "changed later"})
+    await rig.manager.look_at_image(image.id)
+
+    async def described() -> bool:
+        found = await rig.image_files.find(image.id)
+        return found is not None and found.metadata["image"]["description"] == "changed later"
+    await until(described)
+    before = await rig.image()
+    await rig.manager.stop()
+    await rig.store.redis.flushall()
+    report = await reindex.reindex(rig.store, rig.files, pause=0.0)
+    assert report.restored["object"] == 1 and report.leftovers == 1  # its bucket was never described
+    assert dataclasses.replace(await rig.image(), version=before.version) == before
+    assert await rig.image_files.ids() == {image.id} and await rig.content() == CONTENT
+    name = await rig.store.get(models.ImageName, "proj:debian")
+    assert name is not None and name.image_id == image.id
+    report = await reindex.reindex(rig.store, rig.files, pause=0.0)
+    assert report.restored["object"] == 0
+
+
+async def test_images_are_verified_and_count_in_nobodys_limits(rig: Rig) -> None:
+    await rig.put_bundle("bucket")
+    image = await rig.ingest("bucket/image.manifest.xml")
+    assert (await verify.verify(rig.store, rig.files, bucket="_images")).damaged == []
+    assert [held async for held in holdings(rig.store) if held.project_id != "proj"] == []
+    path = await rig.file()
+    path.write_bytes(CONTENT[:-1] + b"x")
+    [damage] = (await verify.verify(rig.store, rig.files, bucket="_images")).damaged
+    assert damage.about == f"_images/{image.id}" and "SHA-256" in damage.what
+
+
 # -- handing out ------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 async def url(rig: Rig) -> AsyncIterator[str]:
     [socket] = tornado.netutil.bind_sockets(0, "127.0.0.1")
-    server = tornado.httpserver.HTTPServer(tornado.web.Application(image_manager.handlers(rig.manager, rig.store)))
+    server = tornado.httpserver.HTTPServer(tornado.web.Application(
+        object_images.handlers(rig.image_files, rig.store)))
     server.add_socket(socket)
     yield f"http://127.0.0.1:{socket.getsockname()[1]}/_images/"
     server.stop()
     await server.close_all_connections()
 
 
-async def fetch(url: str, token: str | None) -> tornado.httpclient.HTTPResponse:
-    headers = {} if token is None else {"X-Nova-Token": token}
-    return await tornado.httpclient.AsyncHTTPClient().fetch(url, headers=headers, raise_error=False)
+async def fetch(url: str, token: str | None, method: str = "GET",
+                **headers: str) -> tornado.httpclient.HTTPResponse:
+    sent = {} if token is None else {"X-Nova-Token": token}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return await tornado.httpclient.AsyncHTTPClient().fetch(url, method=method, headers=sent, raise_error=False)
+
+
+async def token_for(rig: Rig, image_id: str) -> str:
+    return models.fetch_token(await models.fetch_secret(rig.store), image_id)
 
 
 async def test_a_node_with_a_token_gets_the_file(rig: Rig, url: str) -> None:
-    rig.put("bucket", "disk.img", CONTENT)
+    await rig.put("bucket", "disk.img")
     image = await rig.ingest("bucket/disk.img")
-    token = models.fetch_token(await models.fetch_secret(rig.store), image.id)
+    token = await token_for(rig, image.id)
     answer = await fetch(url + image.id, token)
+    assert (answer.code, answer.body, answer.headers["ETag"]) == (200, CONTENT, f'"{SHA}"')
+    answer = await fetch(url + image.id, token, "HEAD")
+    assert (answer.code, answer.headers["Content-Length"], answer.body) == (200, str(len(CONTENT)), b"")
+
+
+async def test_a_broken_download_goes_on_with_bytes_of_the_same_file(rig: Rig, url: str) -> None:
+    await rig.put("bucket", "disk.img")
+    image = await rig.ingest("bucket/disk.img")
+    token = await token_for(rig, image.id)
+    answer = await fetch(url + image.id, token, Range="bytes=1000-", If_Match=f'"{SHA}"')
+    assert (answer.code, answer.body) == (206, CONTENT[1000:])
+    assert answer.headers["Content-Range"] == f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}"
+    assert (await fetch(url + image.id, token, Range="bytes=1000-", If_Match='"another"')).code == 412
+    answer = await fetch(url + image.id, token, Range="bytes=1000-", If_Range='"another"')
     assert (answer.code, answer.body) == (200, CONTENT)
+    assert (await fetch(url + image.id, token, Range=f"bytes={len(CONTENT)}-")).code == 416
+    assert (await fetch(url + image.id, token, If_None_Match=f'"{SHA}"')).code == 304
 
 
 async def test_who_has_no_token_for_the_image_gets_nothing(rig: Rig, url: str) -> None:
-    rig.put("bucket", "disk.img", CONTENT)
+    await rig.put("bucket", "disk.img")
     image = await rig.ingest("bucket/disk.img")
     secret = await models.fetch_secret(rig.store)
     old = models.fetch_token(secret, image.id, now=0.0)
@@ -302,9 +423,14 @@ async def test_who_has_no_token_for_the_image_gets_nothing(rig: Rig, url: str) -
         assert (await fetch(url + image.id, token)).code == 403
 
 
-async def test_an_image_that_is_not_there_is_not_found(rig: Rig, url: str) -> None:
-    token = models.fetch_token(await models.fetch_secret(rig.store), "ami-00000009")
-    assert (await fetch(url + "ami-00000009", token)).code == 404
+async def test_an_image_that_is_not_there_or_damaged_is_not_found(rig: Rig, url: str) -> None:
+    assert (await fetch(url + "ami-00000009", await token_for(rig, "ami-00000009"))).code == 404
+    await rig.put("bucket", "disk.img")
+    image = await rig.ingest("bucket/disk.img")
+    found = await rig.image_files.find(image.id)
+    assert found is not None
+    await rig.store.update(found, damaged=True)
+    assert (await fetch(url + image.id, await token_for(rig, image.id))).code == 404
 
 
 @pytest.mark.parametrize("path", ["../buckets/x", "..%2fbuckets%2fx", "ami-1.part", "ami-1/", ""])

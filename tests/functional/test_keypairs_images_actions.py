@@ -40,12 +40,14 @@ from nova.network.fake import FakeDriver as FakeNetwork
 from nova.network.manager import NetworkManager
 from nova.network.models import Network
 from nova.objectstore import objects
+from nova.objectstore.files import Files
+from nova.objectstore.images import ImageFiles
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.rpc import Bus
 from nova.service import Heartbeat
-from tests import bundles
+from tests import bundles, images
 
-CONTENT = b"kernel " * 1000
+CONTENT = images.machine()
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10) -> None:
@@ -54,13 +56,20 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10)
             await asyncio.sleep(0.02)
 
 
+async def content(files: ImageFiles, image_id: str) -> bytes:
+    """An image's bytes."""
+    found = await files.find(image_id)
+    assert found is not None
+    return Path(found.path).read_bytes()
+
+
 class Cache(ImageCache):
     """The real cache, on the disk of the object store."""
 
-    source: Path
+    source: ImageFiles
 
     async def _get(self, image_id: str, chunk: Callable[[bytes], None]) -> None:
-        chunk((self.source / image_id).read_bytes())
+        chunk(await content(self.source, image_id))
 
 
 class Cloud:
@@ -74,10 +83,11 @@ class Cloud:
 
         async def open_object(bucket: str, key: str) -> Object:
             return await objects.open_object(store, bucket, key)
-        self.images = ImageManager(store, self.bus, open_object, self.authority.key_path)
+        self.image_files = ImageFiles(store, Files(str(directory / "objects")))
+        self.images = ImageManager(store, self.bus, open_object, self.authority.key_path, self.image_files)
         self.networks = NetworkManager(store, self.bus, FakeNetwork(str(directory / "networks")))
         cache = Cache(str(directory / "cache"), store, lambda: "")
-        cache.source = directory / "images"
+        cache.source = self.image_files
         self.driver = FakeDriver(directory / "guests")
         self.compute = ComputeManager(store, self.bus, self.driver, cache)
         self.beats = [Heartbeat(store, "objectstore"), Heartbeat(store, "network"),
@@ -278,7 +288,7 @@ async def test_a_bundle_is_registered(cloud: Cloud, tmp_path: Path) -> None:
         await cloud.put(f"bucket/{name}", (made.directory / name).read_bytes())
     await cloud.put("bucket/image.manifest.xml", made.manifest)
     image = await cloud.register("bucket/image.manifest.xml")
-    assert (tmp_path / "images" / image).read_bytes() == CONTENT
+    assert await content(cloud.image_files, image) == CONTENT
 
 
 async def put_damaged(cloud: Cloud, directory: Path) -> str:
@@ -398,7 +408,7 @@ async def test_a_deregistered_image_is_gone_with_its_file(cloud: Cloud, tmp_path
     assert await cloud.describe_images() == []
 
     async def removed() -> bool:
-        return not (tmp_path / "images" / image).exists()
+        return await cloud.image_files.find(image) is None and not list((tmp_path / "objects").glob("??/*"))
     await until(removed)
     with pytest.raises(exception.InvalidAMIIDNotFound):
         await cloud.call("DeregisterImage", ImageId=image)

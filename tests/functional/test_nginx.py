@@ -18,6 +18,9 @@ from botocore.config import Config
 
 from nova import datastore
 from nova.image import models as image_models
+from nova.image.models import Image
+from nova.objectstore import images
+from nova.objectstore.files import Files
 from tests.conftest import RedisServer, free_port
 from tests.functional.nginx_server import Nginx
 from tests.functional.s3 import MIB, Server, add_users, sign, start, stop
@@ -58,7 +61,7 @@ def front_fixture(tmp_path_factory) -> Iterator[Front]:
     add_users(redis.url, str(directory / "ca"))
     server = start(redis.url, directory, f"--proxy_secret={SECRET}", f"--s3_sendfile_size={FROM}",
                    "--s3_domain=s3.test")
-    nginx = Nginx(directory / "nginx", [server.port], server.objects, directory / "images", SECRET)
+    nginx = Nginx(directory / "nginx", [server.port], server.objects, SECRET)
     nginx.start()
     yield Front(server, nginx, redis.url)
     nginx.stop()
@@ -270,7 +273,7 @@ def test_a_client_that_knows_the_names_gets_no_file(front, bucket):
     front.client().put_object(Bucket=bucket, Key="x", Body=bytes(FROM))
     [name] = [str(p.relative_to(front.server.objects)) for p in front.server.files()
               if p.stat().st_size == FROM][:1]
-    for path in (f"/@objects/{name}", f"/objects/{name}", f"/{name}", f"/@images/{name}"):
+    for path in (f"/@objects/{name}", f"/objects/{name}", f"/{name}"):
         connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=60)
         connection.request("GET", path, headers={"X-Nova-File": name, "X-Accel-Redirect": "@objects"})
         answer = connection.getresponse()
@@ -333,7 +336,7 @@ def test_where_the_file_is_gone_when_nginx_looks_nova_answers(front, bucket):
 
 def test_what_nginx_may_not_read_comes_from_nova(front, bucket, tmp_path):
     """nginx with another directory finds nothing there, and every object still comes, as it should."""
-    nginx = Nginx(tmp_path / "n", [front.server.port], tmp_path / "nothing", tmp_path / "nothing", SECRET)
+    nginx = Nginx(tmp_path / "n", [front.server.port], tmp_path / "nothing", SECRET)
     nginx.start()
     data = os.urandom(3 * FROM)
     front.client().put_object(Bucket=bucket, Key="a//b +%2F", Body=data)
@@ -346,33 +349,49 @@ def test_what_nginx_may_not_read_comes_from_nova(front, bucket, tmp_path):
     nginx.stop()
 
 
-async def test_images_for_compute_nodes(front):
-    images, data = front.server.objects.parent / "images", os.urandom(FROM)
-    images.mkdir(exist_ok=True)
-    (images / "ami-1").write_bytes(data)
-    (images / "ami-2").symlink_to("nothing")
+async def test_images_for_compute_nodes(front, tmp_path):
+    data = os.urandom(2 * FROM)
     store = datastore.open_store(front.redis_url)
+    files = Files(str(front.server.objects))
+    kept = images.ImageFiles(store, files)
+    (tmp_path / "made").write_bytes(data)
+    image = await store.create(Image("ami-1", "one", "one", "x", "x/x", "machine", "h", 0.0))
+    sha256 = hashlib.sha256(data).hexdigest()
+    await kept.publish(image, str(tmp_path / "made"), sha256=sha256, size=len(data), state="available")
     secret = await image_models.fetch_secret(store)
+
+    def ask_for(id, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=60)
+        headers = {"X-Nova-Token": image_models.fetch_token(secret, id), **headers}
+        connection.request(headers.pop("method", "GET"), f"/_images/{id}", headers=headers)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return answer.status, answer.headers, body
+    status, headers, body = ask_for("ami-1")
+    assert (status, headers["Content-Type"], body) == (200, "application/octet-stream", data)
+    assert (headers["ETag"], headers["Content-Length"]) == (f'"{sha256}"', str(len(data)))
+    assert "X-Accel-Redirect" not in headers and "X-Nova-File" not in headers
+    status, headers, body = ask_for("ami-1", Range="bytes=1000-", **{"If-Match": f'"{sha256}"'})
+    assert (status, headers["Content-Range"], body) == (206, f"bytes 1000-{len(data) - 1}/{len(data)}", data[1000:])
+    assert ask_for("ami-1", Range="bytes=1000-", **{"If-Match": '"another"'})[0] == 412
+    assert ask_for("ami-1", Range="bytes=1000-", **{"If-Range": '"another"'})[::2] == (200, data)
+    assert ask_for("ami-1", Range=f"bytes={len(data)}-")[0] == 416
+    status, headers, body = ask_for("ami-1", method="HEAD")
+    assert (status, headers["Content-Length"], body) == (200, str(len(data)), b"")
+    assert ask_for("ami-1", **{"X-Nova-Token": "wrong"})[0] == 403 and ask_for("ami-3")[0] == 404
+    os.unlink(files.path((await kept.find("ami-1")).file))
+    assert ask_for("ami-1")[0] == 404
+    await store.delete(await store.get(Image, "ami-1"))
+    await kept.remove("ami-1")
     await store.close()
-    told = {}
-    for id in ("ami-1", "ami-2", "ami-3"):
-        for token in (image_models.fetch_token(secret, id), "wrong"):
-            connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=60)
-            connection.request("GET", f"/_images/{id}", headers={"X-Nova-Token": token})
-            answer = connection.getresponse()
-            told[id, token == "wrong"] = answer.status
-            body = answer.read()
-            assert (answer.headers["Content-Type"] == "application/octet-stream") is (answer.status == 200)
-            assert (body == data) is (answer.status == 200)
-            connection.close()
-    assert told == {("ami-1", False): 200, ("ami-1", True): 403, ("ami-2", False): 404, ("ami-2", True): 403,
-                    ("ami-3", False): 404, ("ami-3", True): 403}
+    files.close()
 
 
 # -- backends that are away -------------------------------------------------------------------------------------------
 
 def test_a_backend_that_is_away(front, tmp_path):
-    nginx = Nginx(tmp_path / "n", [free_port()], tmp_path, tmp_path, SECRET)
+    nginx = Nginx(tmp_path / "n", [free_port()], tmp_path, SECRET)
     nginx.start()
     s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{nginx.s3_port}", aws_access_key_id="keyone:one",
                       aws_secret_access_key="secretone", region_name="nova",
@@ -391,7 +410,7 @@ def test_a_backend_that_is_away(front, tmp_path):
 
 
 def test_of_two_backends_one_is_enough(front, bucket, tmp_path):
-    nginx = Nginx(tmp_path / "n", [free_port(), front.server.port], front.server.objects, tmp_path, SECRET)
+    nginx = Nginx(tmp_path / "n", [free_port(), front.server.port], front.server.objects, SECRET)
     nginx.start()
     s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{nginx.s3_port}", aws_access_key_id="keyone:one",
                       aws_secret_access_key="secretone", region_name="nova",

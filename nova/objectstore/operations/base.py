@@ -24,6 +24,7 @@ from nova.objectstore.body import MAX_UPLOAD, Memory, Received, Target
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object
 from nova.objectstore.request import Target as RequestTarget
+from nova.objectstore.serving import StoredFile
 from nova.wire import rest_xml
 
 #: bodies of operations that need none are read and thrown away up to this many bytes
@@ -76,14 +77,6 @@ class Call:
     address: str = ""
     received: float = field(default_factory=time.time)
     sends_files: bool = False
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of the object store, or its `part` (offset and length in bytes), that nginx gives out."""
-
-    name: str
-    part: tuple[int, int] | None = None
 
 
 @dataclass

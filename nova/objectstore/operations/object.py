@@ -9,9 +9,9 @@ from nova.objectstore.body import Received, Target
 from nova.objectstore.files import Undo, Writer
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.operations import headers as object_headers
-from nova.objectstore.operations.base import Operation, Response, StoredFile, Upload, xml
+from nova.objectstore.operations.base import Operation, Response, Upload, xml
 from nova.objectstore.request import copy_source, number
-from nova.objectstore.serving import body_of
+from nova.objectstore.serving import StoredFile, body_of
 
 DEFINE_integer("s3_sendfile_size", 128 << 10, "bytes of an object from which on the nginx in front gives them out, if "
                "it can", lower_bound=1)

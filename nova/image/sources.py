@@ -1,0 +1,127 @@
+"""Where images come from: for each kind of source a function that brings its file to the object store's host.
+
+What the file is, nobody has looked at yet then; nova.image.manager does, whatever the source.  Another kind of source
+is another function with a line in the table that the manager gets.
+"""
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+from nova.datastore import Store
+from nova.image import bundle
+from nova.image.models import Image
+from nova.image.work import Progress
+from nova.process import in_thread, wait
+
+MANIFEST_SUFFIX = ".manifest.xml"
+
+
+class StoredObject(Protocol):
+    """What the object store tells of an object: the path of its file, its size in bytes, its SHA-256, its owner."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+
+
+#: finds an object by bucket and key; raises NoSuchBucket or NoSuchKey
+Opener = Callable[[str, str], Awaitable[Any]]
+
+
+class ImageFiles(Protocol):
+    """The part of the object store that keeps the files of images (nova.objectstore.images)."""
+
+    async def find(self, image_id: str) -> Any:
+        """The object that is an image's file, or None."""
+
+    async def ids(self) -> set[str]:
+        """The ids of all images that have a file."""
+
+    async def publish(self, image: Image, source: Any, *, sha256: str, size: int, **changes: Any) -> None:
+        """Make an object or a finished file (its path) an image's, and change the image's record."""
+
+    async def describe(self, image: Image) -> None:
+        """Note on the disk what the record of an image says now."""
+
+    async def remove(self, image_id: str) -> None:
+        """Remove the file of an image that has no record any more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image that is being made, and what its source may use.
+
+    `directory` is for what the source writes; all that is left in it is removed afterwards.  `private_key` is the path
+    of the cloud's, for which bundles are encrypted.
+    """
+
+    image: Image
+    directory: str
+    store: Store
+    open_object: Opener
+    files: ImageFiles
+    private_key: str
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a source brought: the absolute path of a file.
+
+    `stored` is the object that it belongs to, whose file others may share but nobody changes; None for a file in the
+    job's directory.  `sha256` is the file's, in hex, where the source knows it already.
+    """
+
+    path: str
+    stored: StoredObject | None = None
+    sha256: str = ""
+
+
+#: brings the file of an image; raises exception.ClientError where the image has to fail, whose message tells why
+Source = Callable[[Job], Awaitable[Candidate]]
+
+
+def kind_of(image: Image) -> str:
+    """The kind of source that an image has: what its `source` begins with, or what its location tells."""
+    if image.source:
+        return image.source.partition(":")[0]
+    return "bundle" if image.location.endswith(MANIFEST_SUFFIX) else "object"
+
+
+async def from_object(job: Job) -> Candidate:
+    """The object at the image's location."""
+    bucket, _, key = job.image.location.partition("/")
+    return of(await job.open_object(bucket, key))
+
+
+def of(stored: StoredObject) -> Candidate:
+    """An object as a candidate."""
+    return Candidate(stored.path, stored, stored.sha256)
+
+
+async def from_bundle(job: Job) -> Candidate:
+    """What is bundled under the manifest at the image's location."""
+    bucket, _, key = job.image.location.partition("/")
+    source = await job.open_object(bucket, key)
+    with open(source.path, "rb") as file:
+        manifest = bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
+    folder = key.rpartition("/")[0]
+    paths = {}
+    for part in manifest.parts:
+        paths[part.name] = (await job.open_object(bucket, f"{folder}/{part.name}" if folder else part.name)).path
+
+    def open_part(name: str) -> IO[bytes]:
+        return open(paths[name], "rb")
+    target = os.path.join(job.directory, "unbundled")
+    await wait(in_thread(bundle.unbundle, manifest, open_part, job.private_key, target))
+    return Candidate(target)
+
+
+SOURCES: Mapping[str, Source] = {"object": from_object, "bundle": from_bundle}
