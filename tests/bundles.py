@@ -10,15 +10,15 @@ from pathlib import Path
 _MANIFEST = """<?xml version="1.0" encoding="UTF-8"?>
 <manifest><version>2007-10-10</version>
 <bundler><name>tests</name><version>1</version><release>1</release></bundler>
-<machine_configuration><architecture>{architecture}</architecture>{ids}</machine_configuration>
-<image><name>{name}</name><user>proj</user><type>machine</type>
+{signed}{signature}</manifest>
+"""
+_MACHINE = "<machine_configuration><architecture>{architecture}</architecture>{ids}</machine_configuration>"
+_IMAGE = """<image><name>{name}</name><user>proj</user><type>{kind}</type>
 <digest algorithm="SHA1">{digest}</digest><size>{size}</size><bundled_size>{bundled_size}</bundled_size>
 <ec2_encrypted_key algorithm="AES-128-CBC">{key}</ec2_encrypted_key>
 <user_encrypted_key algorithm="AES-128-CBC">{key}</user_encrypted_key>
 <ec2_encrypted_iv>{iv}</ec2_encrypted_iv><user_encrypted_iv>{iv}</user_encrypted_iv>
-<parts count="{count}">{parts}</parts></image>
-<signature>00</signature></manifest>
-"""
+<parts count="{count}">{parts}</parts></image>"""
 
 
 def run(*argv: str, input: bytes | None = None) -> bytes:
@@ -28,7 +28,10 @@ def run(*argv: str, input: bytes | None = None) -> bytes:
 
 @dataclass
 class Bundle:
-    """A manifest and parts in a directory.  A test changes what it wants to be wrong, and writes the manifest."""
+    """A manifest and parts in a directory.  A test changes what it wants to be wrong, and writes the manifest.
+
+    `signer` is the path of the private key that signs it, `extra` stands in machine_configuration.
+    """
 
     directory: Path
     certificate: str
@@ -38,6 +41,11 @@ class Bundle:
     kernel_id: str = ""
     ramdisk_id: str = ""
     size: int | str = 0
+    bundled_size: int | str = 0
+    digest: str = "0" * 40
+    signer: str = ""
+    kind: str = "machine"
+    extra: str = ""
     part_size: int = 100_000
     parts: list[tuple[str, str]] = field(default_factory=list)
     name: str = "image"
@@ -50,10 +58,15 @@ class Bundle:
         parts = "".join(f'<part index="{n}"><filename>{name}</filename>'
                         f'<digest algorithm="SHA1">{digest}</digest></part>'
                         for n, (name, digest) in enumerate(self.parts))
-        return _MANIFEST.format(
-            architecture=self.architecture, ids=ids, name=self.name, digest="0" * 40, size=self.size,
-            bundled_size=0, key=self.encrypt(self.key), iv=self.encrypt(self.iv), count=len(self.parts),
-            parts=parts).encode()
+        signed = _MACHINE.format(architecture=self.architecture, ids=ids + self.extra) + _IMAGE.format(
+            name=self.name, kind=self.kind, digest=self.digest, size=self.size, bundled_size=self.bundled_size,
+            key=self.encrypt(self.key), iv=self.encrypt(self.iv), count=len(self.parts), parts=parts)
+        signature = f"<signature>{self.sign(signed.encode())}</signature>" if self.signer else ""
+        return _MANIFEST.format(signed=signed, signature=signature).encode()
+
+    def sign(self, data: bytes) -> str:
+        """The signature of data, in hexadecimal."""
+        return run("openssl", "dgst", "-sha1", "-sign", self.signer, input=data).hex()
 
     def encrypt(self, digits: str) -> str:
         """Hexadecimal digits, encrypted for the certificate, in hexadecimal."""
@@ -67,6 +80,7 @@ class Bundle:
 
     def pack(self, archive: bytes) -> None:
         """Make the parts from a tar archive."""
+        self.digest = run("sha1sum", input=archive).split()[0].decode()
         self.seal(run("gzip", "-c", input=archive))
 
     def seal(self, data: bytes) -> None:
@@ -76,12 +90,18 @@ class Bundle:
 
     def split(self, encrypted: bytes) -> None:
         """Make the parts from what is encrypted."""
+        for name in self._part_files():
+            (self.directory / name).unlink()
         whole = self.directory / f"{self.name}.encrypted"
         whole.write_bytes(encrypted)
         run("split", "-b", str(self.part_size), "-d", "-a", "3", str(whole), str(self.directory / f"{self.name}.part."))
         whole.unlink()
-        names = sorted(n for n in os.listdir(self.directory) if n.startswith(f"{self.name}.part."))
+        names = self._part_files()
+        self.bundled_size = sum((self.directory / name).stat().st_size for name in names)
         self.parts = [(n, hashlib.sha1((self.directory / n).read_bytes()).hexdigest()) for n in names]
+
+    def _part_files(self) -> list[str]:
+        return sorted(n for n in os.listdir(self.directory) if n.startswith(f"{self.name}.part."))
 
 
 def make(directory: Path, certificate: str, image: bytes, **changes: object) -> Bundle:

@@ -112,6 +112,14 @@ class Authority:
                     and certificates.is_issued_by(certificate, issuer.certificate)
                     and self._index.is_good(certificate))
 
+    def certificates_of(self, *users: str) -> list[bytes]:
+        """The certificates of users, of whatever projects, that are not revoked; in PEM, the newest first.
+
+        Those that have expired are among them: they tell who signed something, not that it was today.
+        """
+        with self._locked():
+            return self._index.of_users([user for user in users if user])
+
     # -- revocation --------------------------------------------------------------------------------------------------
 
     def revoke_user(self, user: str, project: str | None = None) -> int:

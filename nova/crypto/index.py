@@ -4,19 +4,19 @@ a change, or several processes at once, cannot damage it."""
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 
 from cryptography import x509
 
-from nova.crypto.certificates import Revoked
+from nova.crypto.certificates import Revoked, to_pem
 
 #: seconds to wait for another process's change
 _PATIENCE = 30
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS certificates (
     serial TEXT PRIMARY KEY, issuer TEXT NOT NULL, user TEXT NOT NULL, project TEXT NOT NULL,
-    expires REAL NOT NULL, revoked REAL, reason TEXT);
+    expires REAL NOT NULL, revoked REAL, reason TEXT, pem BLOB);
 CREATE INDEX IF NOT EXISTS by_user ON certificates (user, project);
 CREATE INDEX IF NOT EXISTS by_project ON certificates (project);
 CREATE INDEX IF NOT EXISTS by_revoked ON certificates (issuer) WHERE revoked IS NOT NULL;
@@ -37,8 +37,21 @@ class Index:
     def add(self, issuer: str, certificate: x509.Certificate, user: str, project: str) -> None:
         """Note a certificate; before it is handed out, so that there is none that could not be revoked."""
         with self._change() as db:
-            db.execute("INSERT INTO certificates (serial, issuer, user, project, expires) VALUES (?, ?, ?, ?, ?)",
-                       (_hex(certificate), issuer, user, project, certificate.not_valid_after_utc.timestamp()))
+            db.execute("INSERT INTO certificates (serial, issuer, user, project, expires, pem) "
+                       "VALUES (?, ?, ?, ?, ?, ?)",
+                       (_hex(certificate), issuer, user, project, certificate.not_valid_after_utc.timestamp(),
+                        to_pem(certificate)))
+
+    def of_users(self, users: Collection[str]) -> list[bytes]:
+        """The certificates of users that are not revoked, in PEM, the newest first.
+
+        Those that were issued before certificates were kept here are not among them.
+        """
+        marks = ", ".join("?" * len(users))
+        with self._change() as db:
+            return [pem for pem, in db.execute(
+                "SELECT pem FROM certificates WHERE revoked IS NULL AND pem IS NOT NULL AND user != '' "
+                f"AND user IN ({marks}) ORDER BY expires DESC, serial", tuple(users))]
 
     def is_good(self, certificate: x509.Certificate) -> bool:
         """Whether a certificate was issued here and not revoked."""
@@ -100,6 +113,8 @@ class Index:
             db.execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
+            if "pem" not in [row[1] for row in db.execute("PRAGMA table_info (certificates)")]:
+                db.execute("ALTER TABLE certificates ADD COLUMN pem BLOB")  # an index of an earlier release
             yield db
             db.execute("COMMIT")
         finally:

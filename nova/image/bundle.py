@@ -1,159 +1,167 @@
-"""Bundled images, as `euca-bundle-image` and `ec2-bundle-image` make them.
+"""Unpacks bundled images, as `euca-bundle-image` and `ec2-bundle-image` make them.
 
-A bundle is a manifest (XML) and parts.  The parts, put together, are the image as a gzipped tar archive, encrypted
-with AES-128-CBC; the manifest has the key and the initialization vector, encrypted with the cloud's RSA key (PKCS #1
-v1.5) and written in hexadecimal, and the SHA-1 of each part.
+A bundle is a manifest (:mod:`nova.image.manifest`) and parts.  The parts, put together, are the image in a gzipped tar
+archive (:mod:`nova.image.archive`), encrypted with AES-128-CBC; the manifest has the key and the initialization vector,
+encrypted with the cloud's RSA key (PKCS #1 v1.5) and written in hexadecimal, the SHA-1 of each part and of the archive,
+and the sizes.  It all runs as one pipeline over the data: nothing but the image is written, and that once.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-import shutil
-import tarfile
-import tempfile
-import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from M2Crypto import EVP, RSA
 
 from nova import exception
+from nova.image import archive
+from nova.image.manifest import MAX_MANIFEST, Manifest, read_manifest
+from nova.image.pipeline import ahead
 
-#: the most that is believed of a manifest, in bytes, and of an unpacked image, in bytes
-MAX_MANIFEST = 4 << 20
-MAX_IMAGE = 1 << 40
+__all__ = ["MAX_MANIFEST", "Manifest", "Opener", "read_manifest", "unbundle", "write"]
 
-_HEX = re.compile(r"[0-9a-fA-F]+")
+#: opens a part by its name, as a stream of its bytes
+Opener = Callable[[str], IO[bytes]]
 
-
-@dataclass(frozen=True)
-class Part:
-    """One part: its file name, beside the manifest in the bucket, and its SHA-1 in hexadecimal."""
-
-    name: str
-    sha1: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a manifest says.  `kind` is machine, kernel or ramdisk; `size` the unpacked image's, in bytes;
-    `encrypted_key` and `encrypted_iv` are as they stand there, bytes of hexadecimal undone."""
-
-    kind: str
-    architecture: str
-    kernel_id: str
-    ramdisk_id: str
-    size: int
-    encrypted_key: bytes
-    encrypted_iv: bytes
-    parts: tuple[Part, ...]
+#: what is read, inflated and written at once; how many of those wait between two steps
+_READ, _INFLATE, _WAITING = 1 << 18, 1 << 18, 8
+#: parts up to this size are checked before anything of them is used; the tools' have 10 MiB
+_HELD = 16 << 20
+#: zeros in whole blocks of this size become holes
+_BLOCK = 4096
+_ZEROS = bytes(_INFLATE)
 
 
-class _PlainTree(ElementTree.TreeBuilder):
-    """Refuses document types, and with them entities, in whatever encoding they come."""
+def unbundle(manifest: Manifest, open_part: Opener, private_key: str, target: str,
+             for_user: bool = False) -> tuple[str, int]:
+    """Decrypt, check and unpack a bundle, without more memory than some buffers.
 
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Called by the parser before it reads what is declared."""
-        raise exception.InvalidManifest(reason="document type declarations are not allowed")
+    Its signature is not looked at: :func:`nova.image.manifest.check_signature`.
 
-
-def read_manifest(data: bytes) -> Manifest:
-    """Parse a manifest; :raises exception.InvalidManifest: with what is wrong"""
-    try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
-    except ElementTree.ParseError as error:
-        raise exception.InvalidManifest(reason=f"it is no XML: {error}") from error
-
-    def text(path: str, required: bool = True) -> str:
-        found = (root.findtext(path) or "").strip()
-        if required and not found:
-            raise exception.InvalidManifest(reason=f"it has no {path}")
-        return found
-
-    kernel, ramdisk = text("machine_configuration/kernel_id", False), text("machine_configuration/ramdisk_id", False)
-    parts = []
-    for element in root.findall("image/parts/part"):
-        part = Part((element.findtext("filename") or "").strip(), (element.findtext("digest") or "").strip().lower())
-        if not part.name or "/" in part.name or not re.fullmatch(r"[0-9a-f]{40}", part.sha1):
-            raise exception.InvalidManifest(reason="a part has no file name or no SHA-1 digest")
-        parts.append(part)
-    size = text("image/size")
-    if not parts or not re.fullmatch(r"[0-9]{1,15}", size) or int(size) > MAX_IMAGE:
-        raise exception.InvalidManifest(reason="it has no parts or no sensible size")
-    return Manifest(
-        kind="kernel" if kernel == "true" else "ramdisk" if ramdisk == "true" else "machine",
-        architecture=text("machine_configuration/architecture", False) or "x86_64",
-        kernel_id="" if kernel == "true" else kernel, ramdisk_id="" if ramdisk == "true" else ramdisk,
-        size=int(size), encrypted_key=_unhex(text("image/ec2_encrypted_key")),
-        encrypted_iv=_unhex(text("image/ec2_encrypted_iv")), parts=tuple(parts))
-
-
-def _unhex(digits: str) -> bytes:
-    if not _HEX.fullmatch(digits) or len(digits) % 2:
-        raise exception.InvalidManifest(reason="the encrypted key or initialization vector is not hexadecimal")
-    return bytes.fromhex(digits)
-
-
-def unbundle(manifest: Manifest, open_part: Callable[[str], IO[bytes]], private_key: str, target: str) -> None:
-    """Decrypt and unpack a bundle, without more memory than a few buffers.
-
-    :param open_part: opens a part by its name
-    :param private_key: path of the cloud's private key (PEM)
-    :param target: path of the file to write; it must not exist
-    :raises exception.InvalidManifest: a part's digest is wrong, it is encrypted for another cloud, or it does not
+    :param open_part: opens a part; it is read once, from its beginning to its end
+    :param private_key: path of the private key (PEM) that the bundle is encrypted for: the cloud's
+    :param target: path of the file to write; it must not exist, and does not after an error
+    :param for_user: the private key is that of the user who made the bundle
+    :returns: the image's SHA-256 in hexadecimal, and its size in bytes
+    :raises exception.InvalidManifest: a digest or size is wrong, it is encrypted for somebody else, or it does not
         contain one regular file of the size that the manifest gives
     """
-    rsa = RSA.load_key(private_key)
-    key = _decrypt(rsa, manifest.encrypted_key)
-    iv = _decrypt(rsa, manifest.encrypted_iv)
-    with tempfile.TemporaryFile(dir=os.path.dirname(target)) as pipe:  # tarfile reads; a file keeps the memory flat
-        for data in _gunzipped(_decrypted(_checked(manifest, open_part), key, iv), manifest.size):
-            pipe.write(data)
-        pipe.seek(0)
-        extract(pipe, manifest.size, target)
+    key, iv = _decrypt_keys(manifest, private_key, for_user)
+    digest = hashlib.sha1(usedforsecurity=False)  # the format's choice; the whole image gets a SHA-256
+    with ahead(_decrypted(_checked(manifest, open_part), key, iv), _WAITING) as compressed:
+        with ahead(_gunzipped(compressed), _WAITING) as chunks:
+            try:
+                sha256 = write(archive.read_file(_hashed(chunks, digest), manifest.size), manifest.size, target)
+                # the first euca2ools noted the digest of the image, not of the archive
+                if manifest.digest != digest.hexdigest() and manifest.digest != _sha1(target):
+                    raise exception.InvalidManifest(reason="the image's digest is not what the manifest says")
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(target)
+                raise
+    return sha256, manifest.size
 
 
-def extract(archive: IO[bytes], size: int, target: str) -> None:
-    """Write the one file of a tar archive to `target`, which must not exist.
+def write(pieces: Iterable[tuple[int, memoryview]], size: int, target: str) -> str:
+    """Write a file from pieces of data with their offsets, ascending; zeros and what is left out become holes.
 
-    :raises exception.InvalidManifest: it is no archive of one regular file of `size` bytes
+    :param target: must not exist
+    :returns: its SHA-256 in hexadecimal; the file is on the disk
     """
+    digest, position = hashlib.sha256(), 0
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
-            member = tar.next()
-            if member is None or not member.isreg() or tar.next() is not None:
-                raise exception.InvalidManifest(reason="the bundle must hold exactly one regular file")
-            source = tar.extractfile(member)
-            if source is None or member.size != size:
-                raise exception.InvalidManifest(reason="the image's size is not what the manifest says")
-            with open(target, "xb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile lets some numbers that are none through
-        raise exception.InvalidManifest(reason=f"the bundle is no tar archive: {error}") from error
+        for offset, data in pieces:
+            _hash_zeros(digest, offset - position)
+            digest.update(data)
+            for begin, end in _data_in(data.tobytes(), offset):
+                written = begin
+                while written < end:
+                    written += os.pwrite(descriptor, data[written:end], offset + written)
+            position = offset + len(data)
+        _hash_zeros(digest, size - position)
+        os.ftruncate(descriptor, size)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
-def _decrypt(rsa: RSA.RSA, data: bytes) -> bytes:
+def _data_in(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
+    """Where data is not zeros: beginnings and ends, at the blocks of the file that it has an offset in."""
+    if data == (_ZEROS if len(data) == len(_ZEROS) else bytes(len(data))):
+        return
+    begin = position = 0
+    end = min(-offset % _BLOCK or _BLOCK, len(data))  # of the first block, which may be part of one
+    while position < len(data):
+        if data[position] == 0 and data[position:end] == _ZEROS[:end - position]:
+            if begin < position:
+                yield begin, position
+            begin = end
+        position, end = end, min(end + _BLOCK, len(data))
+    if begin < position:
+        yield begin, position
+
+
+def _hash_zeros(digest: "hashlib._Hash", count: int) -> None:
+    while count > 0:
+        digest.update(_ZEROS if count >= len(_ZEROS) else _ZEROS[:count])
+        count -= len(_ZEROS)
+
+
+def _sha1(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
+
+
+def _decrypt_keys(manifest: Manifest, private_key: str, for_user: bool) -> tuple[bytes, bytes]:
+    keys = manifest.for_user if for_user else manifest.for_cloud
+    if keys is None:
+        raise exception.InvalidManifest(reason="it has no key for the user who made it")
+    rsa = RSA.load_key(private_key)
+    return _decrypt(rsa, keys.key, for_user), _decrypt(rsa, keys.iv, for_user)
+
+
+def _decrypt(rsa: RSA.RSA, data: bytes, for_user: bool) -> bytes:
     try:
         digits = rsa.private_decrypt(data, RSA.pkcs1_padding)  # None where the padding is wrong
     except RSA.RSAError:
         digits = None
     if digits and re.fullmatch(rb"[0-9a-fA-F]{32}", digits):
         return bytes.fromhex(digits.decode())
+    if for_user:
+        raise exception.InvalidManifest(reason="it is not encrypted for this private key; take the one that it was "
+                                               "bundled with")
     raise exception.InvalidManifest(reason="it is not encrypted for this cloud; bundle it with the certificate "
-                                           "that EC2_CERT's novarc names as EUCALYPTUS_CERT")
+                                           "that novarc names as EUCALYPTUS_CERT")
 
 
-def _checked(manifest: Manifest, open_part: Callable[[str], IO[bytes]]) -> Iterator[bytes]:
+def _checked(manifest: Manifest, open_part: Opener) -> Iterator[bytes]:
+    """The parts' data.  What is held back until the part's digest is known to be right was not used if it is not."""
+    left = manifest.bundled_size
     for part in manifest.parts:
-        digest = hashlib.sha1(usedforsecurity=False)  # the format's choice; the whole image gets a SHA-256
+        digest, held = hashlib.sha1(usedforsecurity=False), []
         with open_part(part.name) as file:
-            while data := file.read(1 << 20):
+            while data := file.read(_READ):
                 digest.update(data)
-                yield data
+                left -= len(data)
+                if left < 0:
+                    raise exception.InvalidManifest(reason=_WRONG_BUNDLED_SIZE)
+                held.append(data)
+                if len(held) * _READ > _HELD:
+                    yield from held
+                    held.clear()
         if digest.hexdigest() != part.sha1:
             raise exception.InvalidManifest(reason=f"the digest of part {part.name} is wrong")
+        yield from held
+    if left:
+        raise exception.InvalidManifest(reason=_WRONG_BUNDLED_SIZE)
+
+
+_WRONG_BUNDLED_SIZE = "the parts together have not the bundled size that the manifest says"
 
 
 def _decrypted(chunks: Iterator[bytes], key: bytes, iv: bytes) -> Iterator[bytes]:
@@ -166,20 +174,30 @@ def _decrypted(chunks: Iterator[bytes], key: bytes, iv: bytes) -> Iterator[bytes
         raise exception.InvalidManifest(reason="the parts cannot be decrypted with the manifest's key") from error
 
 
-def _gunzipped(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
-    unzip, total = zlib.decompressobj(zlib.MAX_WBITS | 16), 0
-    most = size + (1 << 20)  # tar's own blocks
+def _gunzipped(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """What is in one or more gzip streams, one behind the other, with zeros behind them, as gzip itself takes them."""
+    unzip, begun = zlib.decompressobj(zlib.MAX_WBITS | 16), False
     try:
         for data in chunks:
-            while data and not unzip.eof:
-                out = unzip.decompress(data, 1 << 20)
-                data = unzip.unconsumed_tail
-                total += len(out)
-                if total > most:
-                    raise exception.InvalidManifest(reason="the bundle holds more than the manifest says")
+            while data:
+                if unzip.eof:
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        break
+                    unzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
+                begun = True
+                out = unzip.decompress(data, _INFLATE)
+                data = unzip.unused_data if unzip.eof else unzip.unconsumed_tail
                 yield out
-        yield unzip.flush()
+            while begun and not unzip.eof and (out := unzip.decompress(b"", _INFLATE)):
+                yield out
     except zlib.error as error:
         raise exception.InvalidManifest(reason=f"the parts are not gzipped: {error}") from error
     if not unzip.eof:
         raise exception.InvalidManifest(reason="the bundle is cut off")
+
+
+def _hashed(chunks: Iterator[bytes], digest: "hashlib._Hash") -> Iterator[bytes]:
+    for data in chunks:
+        digest.update(data)
+        yield data
