@@ -24,6 +24,8 @@ STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
 STREAMING = frozenset({STREAMING_UNSIGNED_TRAILER, STREAMING_SIGNED, STREAMING_SIGNED_TRAILER})
 
+#: schemes in which somebody signs for whoever gets to see it
+LINKS = ("v4-query", "v2-s3-query", "v4-form", "v2-s3-form")
 MAX_PRESIGNED_SECONDS = 7 * 24 * 3600
 _V4 = "AWS4-HMAC-SHA256"
 #: parameters of which one is enough to say that a request is signed in the query, by version and face
@@ -118,6 +120,11 @@ class Claim(NamedTuple):
     digest: str = "sha256"
     params: tuple[tuple[str, str], ...] = ()
     bucket: str | None = None
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is signed to be passed on: a presigned URL or a form of S3."""
+        return self.face == "s3" and self.scheme in LINKS
 
     @property
     def timestamp(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from nova import exception
 from nova.auth import signer
 from nova.auth.claims import Claim
-from nova.auth.lockout import Lockout
+from nova.auth.lockout import Link, Lockout
 from nova.auth.replay import Replays
 from nova.datastore import Store
 
@@ -33,14 +33,15 @@ class Gate:
         :raises exception.SignatureDoesNotMatch:
         :raises exception.RequestExpired, S3Error: as :func:`nova.auth.signer.verify`
         """
-        await self._lockout.check(claim.access_key)
+        link = Link(where, claim.signature) if claim.is_link else None
+        await self._lockout.check(claim.access_key, link)
         try:
             if call is None:
                 signer.verify(claim, secret, payload_sha256, now)
             else:
                 await call(signer.verify, claim, secret, payload_sha256, now)
         except exception.SignatureDoesNotMatch:
-            await self._lockout.failed(claim.access_key, user, claim.project or "", where)
+            await self._lockout.failed(claim.access_key, user, claim.project or "", where, link)
             raise
         if not repeatable:
             await self._replays.check(claim, now)

@@ -5,6 +5,10 @@ counted by all API processes together.  Redis keeps the times of the last few fa
 that nobody has are not counted, so they cannot fill it) and one sorted set of what is locked; the names of both are
 digests, and both expire.
 
+A signature that is passed on, in a presigned URL or a form, names the key to all who see it, and gets stale or mangled
+in their hands.  Such wrong ones (:class:`Link`) lock neither the key nor everybody's links: only its links from the
+address that they came from.  The same link once more is no other guess and is counted once.
+
 What is right costs next to nothing: a process reads the whole set of locked keys, at most once in MEMO seconds.
 A wrong signature is always settled in Redis, so no process grants more attempts than the flags do; and whether a
 signature is right is not even looked at while its key is locked.
@@ -15,7 +19,10 @@ import hashlib
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from nova import events, exception
 from nova.context import Context, request_id_var
@@ -32,24 +39,27 @@ log = logging.getLogger(__name__)
 #: seconds for which a process remembers which keys are locked
 MEMO = 1.0
 _LOCKED = PREFIX + "lockout:locked"
+#: addresses from which links are locked at a time; who has so many has enough, and every process reads the set
+_MAX_LINKS = 1000
 
-#: ARGV: key of the set, key of the failures, name in the set, attempts, window and lockout in milliseconds.
+#: ARGV: key of the set, key of the failures, name in the set, attempts, window and lockout in milliseconds, what tells
+#: the attempt from others, how much may be locked for this attempt to lock something.
 #: Answer: whether the key was locked before, and for how many more milliseconds it is locked now.
 _FAILED = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local locked, failures, name = ARGV[1], ARGV[2], ARGV[3]
 local attempts, window, lockout = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local attempt, room = ARGV[7], tonumber(ARGV[8])
 local until_ = redis.call('ZSCORE', locked, name)
 if until_ and tonumber(until_) > now then return {1, tonumber(until_) - now} end
-redis.call('RPUSH', failures, now)
-redis.call('LTRIM', failures, -attempts, -1)
+redis.call('ZREMRANGEBYSCORE', failures, '-inf', now - window)
+redis.call('ZADD', failures, 'NX', now, attempt)
 redis.call('PEXPIRE', failures, window)
-if redis.call('LLEN', failures) < attempts or tonumber(redis.call('LINDEX', failures, 0)) <= now - window then
-  return {0, 0}
-end
+if redis.call('ZCARD', failures) < attempts then return {0, 0} end
 redis.call('DEL', failures)
 redis.call('ZREMRANGEBYSCORE', locked, '-inf', now)
+if redis.call('ZCARD', locked) >= room then return {0, 0} end
 redis.call('ZADD', locked, now + lockout, name)
 if redis.call('PTTL', locked) < lockout then redis.call('PEXPIRE', locked, lockout) end
 return {0, lockout}
@@ -70,6 +80,14 @@ class LockedOut(exception.AuthFailure):
     message = "This access key is locked for a while, after repeated authentication failures."
 
 
+@dataclass(frozen=True)
+class Link:
+    """What is signed to be passed on: from which address it came, and its signature."""
+
+    address: str
+    signature: str
+
+
 class Lockout:
     """Counts wrong signatures and keeps locked keys out.  One for all requests of a process.
 
@@ -82,8 +100,8 @@ class Lockout:
         self._read_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
 
-    async def check(self, access: str) -> None:
-        """Go on if an access key is not locked.
+    async def check(self, access: str, link: Link | None = None) -> None:
+        """Go on if an access key is not locked; of a link, if the key's links from its address are not.
 
         :raises LockedOut: it is
         :raises exception.DatastoreUnavailable:
@@ -95,51 +113,56 @@ class Lockout:
                 self._reading = asyncio.ensure_future(self._read())
                 self._reading.add_done_callback(_looked_at)
             await asyncio.shield(self._reading)
-        if self._locked and self._locked.get(_name(access), -math.inf) > self._clock():
+        if self._locked and self._locked.get(_name(access, link), -math.inf) > self._clock():
             raise LockedOut()
 
-    async def failed(self, access: str, user: str = "", project: str = "", where: str = "") -> None:
+    async def failed(self, access: str, user: str = "", project: str = "", where: str = "",
+                     link: Link | None = None) -> None:
         """Count a wrong signature of an access key that somebody has; when it is locked now, the audit stream tells.
 
         :param user: whose key it is
         :param project: the project that the request names
         :param where: the address that it came from
+        :param link: it was that of a link
         :raises LockedOut: the key was locked already, so that nobody shall know that the signature was wrong
         """
         if FLAGS.lockout_attempts == 0:
             return
-        name = _name(access)
+        name = _name(access, link)
         arguments = [_LOCKED, _failures(name), name, FLAGS.lockout_attempts, _milliseconds(FLAGS.lockout_window),
-                     _milliseconds(FLAGS.lockout_minutes)]
+                     _milliseconds(FLAGS.lockout_minutes), _digest(link.signature) if link else uuid.uuid4().hex,
+                     _MAX_LINKS if link else 1 << 31]
         before, left = await self._store.script(_FAILED, [str(argument).encode() for argument in arguments])
         if left:
             self._locked[name] = self._clock() + left / 1000
         if before:
             raise LockedOut()
         if left:
-            log.warning("access key %s is locked for %g minutes: %d wrong signatures", access, left / 60000,
-                        FLAGS.lockout_attempts)
+            what = f"links of {access} from {link.address} are" if link else f"access key {access} is"
+            log.warning("%s locked for %g minutes: %d wrong signatures", what, left / 60000, FLAGS.lockout_attempts)
             context = Context(user, project, request_id=request_id_var.get(), remote_address=where)
             await events.record(self._store, context, "user.lockout", target=user, access=access,
-                                minutes=left / 60000, attempts=FLAGS.lockout_attempts)
+                                minutes=left / 60000, attempts=FLAGS.lockout_attempts,
+                                **({"links_from": link.address} if link else {}))
 
     async def locked(self, access: str) -> float:
         """For how many more seconds an access key is locked; 0 if it is not."""
         return (await self._fetch()).get(_name(access), 0.0)
 
     async def unlock(self, access: str) -> bool:
-        """Forget an access key's wrong signatures and its lockout; whether it was locked.
+        """Forget an access key's wrong signatures and its lockout, and that of its links; whether it was locked.
 
         Other processes hear of it within MEMO seconds.
         """
         name = _name(access)
-        was_locked = await self.locked(access) > 0
+        found = [other for other in await self._fetch() if other.partition("-")[0] == name]
         pipeline = self._store.redis.pipeline()
-        pipeline.zrem(_LOCKED, name)
+        pipeline.zrem(_LOCKED, name, *found)
         pipeline.delete(_failures(name))
         await self._store.attempt(pipeline.execute())
-        self._locked.pop(name, None)
-        return was_locked
+        for other in found:
+            self._locked.pop(other, None)
+        return bool(found)
 
     async def _read(self) -> None:
         try:
@@ -162,12 +185,26 @@ def _looked_at(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _name(access: str) -> str:
-    return hashlib.sha256(access.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def _name(access: str, link: Link | None = None) -> str:
+    """What an access key is called in Redis; its links from an address have its name and more."""
+    return f"{_digest(access)}-{_digest(_network(link.address))}" if link else _digest(access)
+
+
+def _network(address: str) -> str:
+    """Whose an address is: of version 6, everybody has at least 2**64."""
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ip_network(f"{found}/64", strict=False)) if found.version == 6 else str(found)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _failures(name: str) -> str:
-    return f"{PREFIX}lockout:failures:{name}"
+    return f"{PREFIX}lockout:wrong:{name}"
 
 
 def _milliseconds(minutes: float) -> int:

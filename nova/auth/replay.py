@@ -12,7 +12,7 @@ from datetime import datetime
 
 from nova import exception
 from nova.auth.claims import Claim
-from nova.auth.signer import FORMS, MAX_SKEW
+from nova.auth.signer import MAX_SKEW
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_boolean
 
@@ -39,7 +39,7 @@ def is_repeatable_action(action: str, takes_token: bool, params: list[tuple[str,
 
 def is_repeatable_s3(claim: Claim) -> bool:
     """Whether an S3 request may come any number of times: it reads, or is a presigned URL or form."""
-    return claim.request.method in _READING_METHODS or claim.scheme in ("v4-query", "v2-s3-query", *FORMS)
+    return claim.request.method in _READING_METHODS or claim.is_link
 
 
 class Replays:

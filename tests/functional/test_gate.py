@@ -15,7 +15,7 @@ from botocore.credentials import Credentials
 
 from nova import events, exception
 from nova.auth import lockout, rbac
-from nova.auth.lockout import LockedOut, Lockout
+from nova.auth.lockout import Link, LockedOut, Lockout
 from nova.cloud.action import Controller, Registry, action, listing
 from nova.datastore import Record, Store, open_store, record
 from nova.endpoint.app import ApiService
@@ -204,6 +204,38 @@ async def test_keys_that_nobody_has_leave_nothing_in_redis(cloud: Cloud, store: 
     assert {own, *await store.redis.keys("*")} == before
 
 
+def link(cloud: Cloud, key: str, secret: str = SECRET) -> AWSRequest:
+    """A presigned URL for an object."""
+    request = AWSRequest("GET", f"http://127.0.0.1:{cloud.s3_port}/bucket/{key}")
+    botocore.auth.S3SigV4QueryAuth(Credentials("ANN:proj", secret), "s3", "nova").add_auth(request)
+    return request
+
+
+async def test_wrong_links_lock_the_links_from_their_address_and_not_the_key(cloud: Cloud) -> None:
+    for n in range(FLAGS.lockout_attempts):
+        status, body = await cloud.send(link(cloud, f"stale{n}", "the secret of yesterday"))
+        assert status == 403 and "SignatureDoesNotMatch" in body
+    status, body = await cloud.send(link(cloud, "good"))
+    assert status == 403 and LockedOut.message in body
+    assert (await cloud.s3("GET", "/"))[0] == (await cloud.ec2("DescribeRegions"))[0] == 200
+
+
+async def test_a_mangled_link_may_be_tried_again_and_again(cloud: Cloud) -> None:
+    good = link(cloud, "good")
+    for n in range(3 * FLAGS.lockout_attempts):
+        mangled = AWSRequest("GET", good.url.replace("/good", f"/good.{n}"))
+        status, body = await cloud.send(mangled)
+        assert status == 403 and "SignatureDoesNotMatch" in body
+    assert "NoSuchBucket" in (await cloud.send(good))[1]
+
+
+async def test_a_locked_key_has_links_that_work(cloud: Cloud) -> None:
+    for _ in range(FLAGS.lockout_attempts):
+        await cloud.s3("GET", "/", secret="wrong")
+    assert "AccessDenied" in (await cloud.s3("GET", "/"))[1]
+    assert "NoSuchBucket" in (await cloud.send(link(cloud, "good")))[1]
+
+
 # -- lockout, in Redis ------------------------------------------------------------------------------------------------
 
 class Clock:
@@ -293,6 +325,32 @@ async def test_what_redis_keeps_of_a_key_is_short_nameless_and_expires(store: St
     keys = await store.redis.keys("nova:lockout:*")
     assert len(keys) == 2 and all(len(key) < 80 for key in keys)
     assert all([0 < await store.redis.pttl(key) <= 15 * 60 * 1000 for key in keys])
+
+
+async def test_links_are_locked_from_where_the_wrong_ones_came(store: Store) -> None:
+    gate = Lockout(store)
+    for n in range(FLAGS.lockout_attempts):
+        await gate.failed("ANN", link=Link("2001:db8:1:2::1", str(n)))
+        await gate.failed("ANN", link=Link("192.0.2.1", "the same"))
+    with pytest.raises(LockedOut):
+        await gate.check("ANN", Link("2001:db8:1:2:ffff::", "x"))  # it is his as well
+    for access, other in (("ANN", "2001:db8:1:3::1"), ("ANN", "192.0.2.1"), ("BOB", "2001:db8:1:2::1")):
+        await gate.check(access, Link(other, "x"))
+    await gate.check("ANN")
+    assert await gate.locked("ANN") == 0
+    assert await gate.unlock("ANN")
+    await Lockout(store).check("ANN", Link("2001:db8:1:2::1", "x"))
+
+
+async def test_links_from_many_addresses_do_not_fill_redis(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lockout, "_MAX_LINKS", 3)
+    gate = Lockout(store)
+    for address in range(5):
+        for n in range(FLAGS.lockout_attempts):
+            await gate.failed("ANN", link=Link(f"192.0.2.{address}", str(n)))
+    assert await store.redis.zcard(lockout._LOCKED) == 3
+    await fail(gate, FLAGS.lockout_attempts)
+    assert await gate.locked("ANN") > 0  # there is always room for a key
 
 
 async def test_what_is_right_asks_redis_once_a_second_whatever_the_load(store: Store) -> None:
