@@ -1,6 +1,7 @@
 """An nginx of the tests' own, in a private directory on private ports, with the configuration of nginx/nova.conf."""
 
 import contextlib
+import re
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from tests.conftest import free_port, wait_until
 
-CONFIGURATION = Path(__file__).parents[2] / "nginx" / "nova.conf"
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "nginx" / "nova.conf"
 _MODULES = Path("/usr/lib/nginx/modules")
 _MAIN = """
 load_module {modules}/ndk_http_module.so;
@@ -27,10 +29,29 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
-    include {directory}/nova.conf;
+    include {directory}/conf.d/nova.conf;
     server {{ listen 127.0.0.1:{plain_port}; root {directory}/plain; }}
 }}
 """
+
+
+def set_up_tls(directory: Path, ca: Path) -> None:
+    """Do what docs/nginx.rst says for TLS, its commands as they stand there, for the name `localhost`.
+
+    :param directory: stands for /etc/nginx
+    :param ca: stands for /var/lib/nova/ca
+    """
+    text = (ROOT / "docs" / "nginx.rst").read_text()
+    chapter = text.partition("\nTLS\n---\n")[2].partition("\n\nThe names of the certificate")[0]
+    lines = re.sub(r"\\\n *", "", chapter).splitlines()
+    commands = [line.strip().removeprefix("# ") for line in lines if line.startswith("   # ")]
+    assert len(commands) == 7 and commands.pop() == "nginx -t && systemctl reload nginx"
+    script = "\n".join(commands).replace("/etc/nginx", str(directory)).replace("/var/lib/nova/ca", str(ca))
+    done = subprocess.run(["bash", "-eu", "-c", script.replace("cloud.example.com", "localhost")], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for file in (directory / "nova-tls.conf", directory / "conf.d" / "nova.conf"):
+        file.write_text(re.sub("/etc/nginx/(nova-tls.conf|nova.pem|nova.key)", rf"{directory}/\1", file.read_text()))
 
 
 class Nginx:
@@ -40,26 +61,32 @@ class Nginx:
     :param s3_backends: ports of object stores
     :param objects: the directory of their files
     :param api_backend: port of a nova-api; nobody's when 0
+    :param ca: the directory of the cloud's certificate authority: nginx has TLS, for the name `localhost`
     """
 
     def __init__(self, directory: Path, s3_backends: Sequence[int], objects: Path, secret: str = "secret",
-                 api_backend: int = 0):
+                 api_backend: int = 0, ca: Path | None = None):
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "plain").mkdir(exist_ok=True)
         self.s3_port, self.ec2_port, self.plain_port = free_port(), free_port(), free_port()
         self._process: subprocess.Popen | None = None
-        text = CONFIGURATION.read_text()
+        configuration = directory / "conf.d" / "nova.conf"
+        configuration.parent.mkdir(exist_ok=True)
+        configuration.write_text(CONFIGURATION.read_text())
+        if ca:
+            set_up_tls(directory, ca)
+        text = configuration.read_text()
         servers = "\n    ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in s3_backends)
         for old, new in (("/etc/nginx/nova-secret.conf", f"{directory}/secret.conf"),
                          ("server 127.0.0.1:13333;", servers),
                          ("server 127.0.0.1:18773;", f"server 127.0.0.1:{api_backend or free_port()} max_fails=0;"),
-                         ("listen 3333;", f"listen 127.0.0.1:{self.s3_port};"),
-                         ("listen 8773;", f"listen 127.0.0.1:{self.ec2_port};"),
+                         ("listen 3333", f"listen 127.0.0.1:{self.s3_port}"),
+                         ("listen 8773", f"listen 127.0.0.1:{self.ec2_port}"),
                          ("root /var/lib/nova/objects;", f"root {objects};")):
             assert text.count(old) == 1, old
             text = text.replace(old, new)
-        (directory / "nova.conf").write_text(text)
+        configuration.write_text(text)
         (directory / "secret.conf").write_text(f'map $host $nova_secret {{ default "{secret}"; }}\n')
         (directory / "nginx.conf").write_text(_MAIN.format(
             modules=_MODULES, directory=directory, plain_port=self.plain_port))

@@ -15,8 +15,10 @@ from boto.s3.connection import OrdinaryCallingFormat, S3Connection
 url = urlsplit(os.environ["S3_URL"])
 boto.config.add_section("Boto")
 boto.config.set("Boto", "num_retries", "0")
-s3 = S3Connection(os.environ["EC2_ACCESS_KEY"], os.environ["EC2_SECRET_KEY"], is_secure=False, host=url.hostname,
-                  port=url.port, calling_format=OrdinaryCallingFormat())
+if url.scheme == "https":
+    boto.config.set("Boto", "ca_certificates_file", os.environ["SSL_CERT_FILE"])
+s3 = S3Connection(os.environ["EC2_ACCESS_KEY"], os.environ["EC2_SECRET_KEY"], is_secure=url.scheme == "https",
+                  host=url.hostname, port=url.port, calling_format=OrdinaryCallingFormat())
 PART = 5 << 20
 
 

@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import os
+import ssl
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from tests.conftest import environment_without_aws
 #: seconds after which a client that says nothing has failed
 PATIENCE = 120
 MIB = 1 << 20
+#: where aws and boto3, rclone, Amazon's SDK for JavaScript, and s3fs look for the authority's certificate
+_CA_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Endpoint:
     access: str
     secret: str
     region: str = "nova"
+    ca: str = ""
+    """the file with the certificate of the authority that signed the server's, where there is TLS"""
 
     @property
     def address(self) -> str:
@@ -42,7 +47,8 @@ class Endpoint:
         return {**environment_without_aws(), "HOME": str(home), "AWS_ACCESS_KEY_ID": self.access,
                 "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_DEFAULT_REGION": self.region,
                 "AWS_ENDPOINT_URL_S3": self.url, "AWS_EC2_METADATA_DISABLED": "true", "AWS_PAGER": "",
-                "S3_URL": self.url, "EC2_ACCESS_KEY": self.access, "EC2_SECRET_KEY": self.secret}
+                "S3_URL": self.url, "EC2_ACCESS_KEY": self.access, "EC2_SECRET_KEY": self.secret,
+                **({name: self.ca for name in _CA_VARIABLES} if self.ca else {})}
 
 
 @dataclass(frozen=True)
@@ -146,17 +152,29 @@ def etag_of_parts(data: bytes, sizes: list[int]) -> str:
     return f"{md5(digests)}-{len(sizes)}"
 
 
-def fetch(method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-    """Status and body of the answer to a request without any header of its own: for URLs that are all one needs."""
+def fetch(method: str, url: str, body: bytes | None = None, ca: str = "") -> tuple[int, bytes]:
+    """Status and body of the answer to a request without any header of its own: for URLs that are all one needs.
+
+    :param ca: as in Endpoint
+    """
     parts = urlsplit(url)
-    assert parts.hostname
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
+    assert parts.hostname and (parts.scheme == "https") == bool(ca)
+    connection = http.client.HTTPSConnection(
+        parts.hostname, parts.port, timeout=PATIENCE, context=strict_context(ca)) if ca else http.client.HTTPConnection(
+        parts.hostname, parts.port, timeout=PATIENCE)
     try:
         connection.request(method, f"{parts.path}?{parts.query}", body)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def strict_context(ca: str) -> ssl.SSLContext:
+    """How a client verifies servers that takes certificates by the letter, as Python does from version 3.13 on."""
+    context = ssl.create_default_context(cafile=ca)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
 
 
 def files_below(directory: Path) -> dict[str, bytes]:

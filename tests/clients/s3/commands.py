@@ -109,7 +109,8 @@ class S3cmd:
         (home / "s3cfg").write_text(
             f"[default]\naccess_key = {endpoint.access}\nsecret_key = {endpoint.secret}\n"
             f"host_base = {endpoint.address}\nhost_bucket = {endpoint.address}\n"
-            f"bucket_location = {endpoint.region}\nuse_https = False\n")
+            f"bucket_location = {endpoint.region}\nuse_https = {bool(endpoint.ca)}\n"
+            + (f"ca_certs_file = {endpoint.ca}\nsignurl_use_https = True\n" if endpoint.ca else ""))
 
     def command(self, *arguments: str) -> str:
         """What the command with these arguments says."""
@@ -186,12 +187,17 @@ class Rclone:
     def __init__(self, endpoint: Endpoint, home: Path, **settings: str):
         self._rclone_path = _found("rclone")
         self._environment = {
-            **endpoint.environment(home), "RCLONE_CONFIG_NOVA_TYPE": "s3", "RCLONE_CONFIG_NOVA_PROVIDER": "Other",
+            **self._novarc(endpoint, home), "RCLONE_CONFIG_NOVA_TYPE": "s3", "RCLONE_CONFIG_NOVA_PROVIDER": "Other",
             "RCLONE_CONFIG_NOVA_ENDPOINT": endpoint.url, "RCLONE_CONFIG_NOVA_REGION": endpoint.region,
             "RCLONE_CONFIG_NOVA_ACCESS_KEY_ID": endpoint.access,
             "RCLONE_CONFIG_NOVA_SECRET_ACCESS_KEY": endpoint.secret, "RCLONE_S3_UPLOAD_CUTOFF": "8Mi",
             "RCLONE_RETRIES": "1", "RCLONE_LOW_LEVEL_RETRIES": "1", **settings}
         self._home = home
+
+    @staticmethod
+    def _novarc(endpoint: Endpoint, home: Path) -> dict[str, str]:
+        """What rclone takes of it: it takes the authority from SSL_CERT_FILE, and ends where it finds AWS_CA_BUNDLE."""
+        return {name: value for name, value in endpoint.environment(home).items() if name != "AWS_CA_BUNDLE"}
 
     def command(self, *arguments: str) -> str:
         """What the command with these arguments says."""

@@ -9,14 +9,19 @@ import pytest
 
 pytest.register_assert_rewrite("tests.clients.s3.client", "tests.clients.s3.libraries", "tests.clients.s3.commands")
 
+from nova.crypto.authority import Authority  # noqa: E402
 from tests.clients.s3.client import Client, Endpoint  # noqa: E402
 from tests.clients.s3.commands import AwsCommand, Rclone, S3cmd  # noqa: E402
 from tests.clients.s3.libraries import Boto2, Boto3, JavaScript, Minio  # noqa: E402
 from tests.functional import s3  # noqa: E402
+from tests.functional.nginx_server import Nginx  # noqa: E402
 
 CLIENTS: dict[str, Callable[[Endpoint, Path], Client]] = {
     "boto3": Boto3, "aws": AwsCommand, "boto2": Boto2, "s3cmd": S3cmd, "rclone": Rclone,  # type: ignore[dict-item]
     "minio": Minio, "javascript": JavaScript}
+#: ways to the object store; tests take the first two where their mark `ways` says nothing
+WAYS = "direct", "nginx", "tls"
+_SECRET = "only-nginx-knows"
 _numbers = itertools.count()
 
 
@@ -25,22 +30,46 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server
     """An object store of these tests' own, in whose log is no error of its own at the end."""
     directory = tmp_path_factory.mktemp("objectstore")
     with s3.own_stores(directory) as redis:
-        # URLs are tampered with here, which would lock the access key
-        server = s3.start(redis.url, directory, "--lockout_attempts=0")
+        # the URLs of many clients are tampered with here, all from one address, which would lock it out
+        server = s3.start(redis.url, directory, f"--proxy_secret={_SECRET}", "--lockout_attempts=0")
         yield server
         s3.stop(server)
     log = server.log.read_text(errors="replace")
     assert "Traceback" not in log and not re.search(r" 5\d\d \d+ ms$", log, re.MULTILINE)
 
 
-@pytest.fixture(scope="session", params=["direct"])
-def endpoint(request: pytest.FixtureRequest, object_store: s3.Server) -> Endpoint:
-    """A way to reach the object store; every test runs once for each of `params`.
+@pytest.fixture(scope="session")
+def nginx(object_store: s3.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """nginx before the object store."""
+    yield from _nginx(object_store, tmp_path_factory.mktemp("nginx"), None)
 
-    Another way is another parameter and its URL here; the signatures hold for the URL that the client uses.
-    """
-    urls = {"direct": object_store.url}
-    return Endpoint(urls[request.param], "keyone:one", "secretone")
+
+@pytest.fixture(scope="session")
+def nginx_with_tls(object_store: s3.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """The same with a certificate of the cloud's authority, as docs/nginx.rst makes it."""
+    ca = object_store.objects.parent / "ca"
+    ca.mkdir(exist_ok=True)
+    Authority(str(ca)).ensure()
+    yield from _nginx(object_store, tmp_path_factory.mktemp("tls"), ca)
+
+
+def _nginx(object_store: s3.Server, directory: Path, ca: Path | None) -> Iterator[Nginx]:
+    nginx = Nginx(directory, [object_store.port], object_store.objects, _SECRET, ca=ca)
+    nginx.start()
+    yield nginx
+    nginx.stop()
+
+
+@pytest.fixture(scope="session")
+def endpoint(request: pytest.FixtureRequest, object_store: s3.Server) -> Endpoint:
+    """A way to reach the object store: one of WAYS.  The signatures hold for the URL that the client uses."""
+    keys, ca = ("keyone:one", "secretone"), object_store.objects.parent / "ca"
+    if request.param == "direct":
+        return Endpoint(object_store.url, *keys)
+    if request.param == "nginx":
+        return Endpoint(f"http://127.0.0.1:{request.getfixturevalue('nginx').s3_port}", *keys)
+    server = request.getfixturevalue("nginx_with_tls")
+    return Endpoint(f"https://localhost:{server.s3_port}", *keys, ca=str(ca / "cacert.pem"))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +87,11 @@ def make_client(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with an argument `client` runs with all clients that have what its mark `needs` names."""
+    """A test with an argument `client` runs with all clients that have what its mark `needs` names; each test runs by
+    all the ways of its mark `ways`."""
+    if "endpoint" in metafunc.fixturenames:
+        ways = metafunc.definition.get_closest_marker("ways")
+        metafunc.parametrize("endpoint", ways.args if ways else WAYS[:2], indirect=True, scope="session")
     if "client" in metafunc.fixturenames:
         mark = metafunc.definition.get_closest_marker("needs")
         wanted = mark.args if mark else ()

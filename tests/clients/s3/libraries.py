@@ -8,6 +8,7 @@ from typing import Any
 import boto3
 import minio
 import pytest
+import urllib3
 from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
 
@@ -28,7 +29,8 @@ class Boto3:
 
     def __init__(self, endpoint: Endpoint, home: Path, region: str = ""):
         self.api = boto3.client("s3", endpoint_url=endpoint.url, aws_access_key_id=endpoint.access,
-                                aws_secret_access_key=endpoint.secret, region_name=region or endpoint.region)
+                                aws_secret_access_key=endpoint.secret, region_name=region or endpoint.region,
+                                verify=endpoint.ca or None)
 
     def make_bucket(self, bucket: str) -> None:
         self.api.create_bucket(Bucket=bucket)
@@ -91,7 +93,9 @@ class Minio:
     double_slashes = True
 
     def __init__(self, endpoint: Endpoint, home: Path):
-        self.api = minio.Minio(endpoint.address, endpoint.access, endpoint.secret, secure=False)
+        pool = urllib3.PoolManager(ca_certs=endpoint.ca or None)
+        self.api = minio.Minio(endpoint.address, endpoint.access, endpoint.secret, secure=bool(endpoint.ca),
+                               http_client=pool)
 
     def make_bucket(self, bucket: str) -> None:
         self.api.make_bucket(bucket)

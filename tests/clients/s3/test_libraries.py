@@ -44,6 +44,18 @@ def test_boto3_uploads_a_stream_and_downloads_in_parts(witness: Boto3, bucket: s
     assert back.getvalue() == data
 
 
+@pytest.mark.ways("tls")
+def test_boto3_sends_checksums_behind_the_body_where_that_is_encrypted(witness: Boto3, bucket: str):
+    sent: list = []
+    events = witness.api.meta.events
+    events.register_first("before-send.s3.PutObject", lambda request, **_: sent.append(request.headers))
+    data = random_bytes(300_000, "trailer of boto3")
+    answer = witness.api.put_object(Bucket=bucket, Key="key", Body=io.BytesIO(data))
+    assert "STREAMING-UNSIGNED-PAYLOAD-TRAILER" in str(sent[0]["x-amz-content-sha256"])
+    assert base64.b64decode(answer["ChecksumCRC32"]) == zlib.crc32(data).to_bytes(4, "big")
+    assert witness.api.get_object(Bucket=bucket, Key="key")["Body"].read() == data
+
+
 def test_boto3_copies_in_parts(witness: Boto3, bucket: str):
     data = random_bytes(11 * MIB, "copy")
     witness.api.put_object(Bucket=bucket, Key="one", Body=data, Metadata={"colour": "blue"})

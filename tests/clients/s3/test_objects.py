@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.s3.client import MIB, Client, Seen, etag_of_parts, files_below, md5, random_bytes
-from tests.clients.s3.conftest import new_name, part_sizes
+from tests.clients.s3.conftest import WAYS, new_name, part_sizes
 from tests.clients.s3.libraries import Boto3
 
 METADATA = {"colour": "light blue", "sum": "1+1=2"}
@@ -13,6 +13,7 @@ METADATA = {"colour": "light blue", "sum": "1+1=2"}
 ODD = {"a b+c/ümläut 漢字": b"first", "?x=y&z#end 100%41 %2F'\"<&>~(1)!*@:,;=$": b"", "slash//twice": b"third"}
 
 
+@pytest.mark.ways(*WAYS)
 def test_round(client: Client, witness: Boto3, tmp_path: Path):
     """Bucket and object, from the making to the removal."""
     bucket, data = new_name(), random_bytes(100_003, "round")
@@ -60,6 +61,7 @@ def test_odd_keys(client: Client, witness: Boto3, bucket: str, tmp_path: Path):
     assert witness.keys(bucket) == []
 
 
+@pytest.mark.ways(*WAYS)
 def test_large_object(client: Client, witness: Boto3, bucket: str, tmp_path: Path):
     """It goes up in parts and comes back whole, and in a piece that lies in two parts."""
     data = random_bytes(17 * MIB + 12_345, "large")
@@ -78,6 +80,7 @@ def test_large_object(client: Client, witness: Boto3, bucket: str, tmp_path: Pat
         assert client.get_range(bucket, "large", len(data) - 1, len(data) - 1) == data[-1:]
 
 
+@pytest.mark.ways("direct")  # its requests are those of the tests above
 @pytest.mark.needs("sync_up", "sync_down")
 def test_sync(client: Client, witness: Boto3, bucket: str, tmp_path: Path):
     """A bucket follows a directory, a directory follows a bucket, and what has not changed is left alone."""

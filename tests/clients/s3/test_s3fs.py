@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.s3.client import MIB, PATIENCE, Endpoint, etag_of_parts, md5, random_bytes
-from tests.clients.s3.conftest import part_sizes
+from tests.clients.s3.conftest import WAYS, part_sizes
 from tests.clients.s3.libraries import Boto3
 from tests.clients.support import need_isolation
 from tests.conftest import wait_until
@@ -41,6 +41,7 @@ def mounted(endpoint: Endpoint, bucket: str, tmp_path: Path) -> Iterator[Path]:
             process.wait(PATIENCE)
 
 
+@pytest.mark.ways(*WAYS)
 def test_files_and_directories(mounted: Path, witness: Boto3, bucket: str):
     file = mounted / "a b+ü"
     file.write_bytes(b"one line\n")
