@@ -9,6 +9,7 @@ not be repaired without guessing has none.
 import asyncio
 import functools
 import ipaddress
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -39,11 +40,17 @@ _BATCH = 1000
 HOLDINGS = (compute_holdings, object_holdings)
 
 #: brings one set's entry of a record in line: ARGV is the record's key, the field that the set is an index of or '' for
-#: the set of all, its value, the set's key, the entry
+#: the set of all, the value that it is an index by, the set's key, the entry, 'many' where the field is a list
 _REPAIR_ENTRY = """
 local there
 if ARGV[2] == '' then there = redis.call('EXISTS', ARGV[1]) == 1
-else there = redis.call('HGET', ARGV[1], ARGV[2]) == ARGV[3] end
+elseif ARGV[6] ~= 'many' then there = redis.call('HGET', ARGV[1], ARGV[2]) == ARGV[3]
+else
+  there = false
+  for _, member in ipairs(cjson.decode(redis.call('HGET', ARGV[1], ARGV[2]) or '[]')) do
+    there = there or member == ARGV[3]
+  end
+end
 if there then redis.call('SADD', ARGV[4], ARGV[5])
 else redis.call('SREM', ARGV[4], ARGV[5]) end
 return 1
@@ -150,7 +157,8 @@ async def _indexes(store: Store, keys: list[str]) -> AsyncIterator[Difference]:
 async def _index(store: Store, kind: datastore.Kind, name: str, values: dict[str, dict[str, str]],
                  keys: list[str]) -> AsyncIterator[Difference]:
     prefix = kind.index_prefix(name)
-    wanted = {(row[name], id) for id, row in values.items() if row.get(name)}
+    wanted = {(value, id) for id, row in values.items() if row.get(name)
+              for value in (json.loads(row[name]) if name in kind.many else [row[name]])}
     there = set()
     for key in keys:
         if key.startswith(prefix):
@@ -162,7 +170,8 @@ async def _index(store: Store, kind: datastore.Kind, name: str, values: dict[str
 
 
 def _entry(store: Store, kind: datastore.Kind, id: str, name: str, value: str, key: str) -> Repair:
-    arguments = [text.encode() for text in (kind.prefix + id, name, value, key, id)]
+    arguments = [text.encode() for text in (kind.prefix + id, name, value, key, id,
+                                            "many" if name in kind.many else "one")]
     return lambda: store.script(_REPAIR_ENTRY, arguments)
 
 

@@ -18,7 +18,8 @@
 --   xadd    key maxlen fields                  an entry of a stream
 --
 -- A field's value may be {take = N}: the item that the N-th take operation took.
--- indexes: a list of [field, prefix]: the set prefix..value of the field holds the ids of the records that have it.
+-- indexes: a list of [field, prefix, 'one' or 'many']: the set prefix..value of the field holds the ids of the records
+-- that have it; with 'many' the field is a list in JSON, and each of its members is such a value.
 
 local operations = cjson.decode(ARGV[1])
 local taken, pending_takes, pending_adds, seen = {}, {}, {}, {}
@@ -56,11 +57,18 @@ local function value(v)
   return v
 end
 
+local function sets(index, v)
+  if not v or v == '' then return {} end
+  if index[3] == 'one' then return {index[2] .. v} end
+  local keys = {}
+  for n, member in ipairs(cjson.decode(v)) do keys[n] = index[2] .. member end
+  return keys
+end
+
 local function unindex(op, fields)
   for _, index in ipairs(op.indexes) do
     if not fields or fields[index[1]] then
-      local old = redis.call('HGET', op.key, index[1])
-      if old and old ~= '' then redis.call('SREM', index[2] .. old, op.id) end
+      for _, key in ipairs(sets(index, redis.call('HGET', op.key, index[1]))) do redis.call('SREM', key, op.id) end
     end
   end
 end
@@ -74,8 +82,7 @@ local function write(op)
   if #flat > 0 then redis.call('HSET', op.key, unpack(flat)) end
   for _, index in ipairs(op.indexes) do
     if op.fields[index[1]] then
-      local v = value(op.fields[index[1]])
-      if v ~= '' then redis.call('SADD', index[2] .. v, op.id) end
+      for _, key in ipairs(sets(index, value(op.fields[index[1]]))) do redis.call('SADD', key, op.id) end
     end
   end
   if op.ttl then redis.call('EXPIRE', op.key, op.ttl) end

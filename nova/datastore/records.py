@@ -33,12 +33,14 @@ Codec = tuple[Callable[[Any], str], Callable[[str], Any]]
 class Schema:
     """How records of a class are kept.
 
-    `kind` is the word in their keys, `indexes` are fields by which they are looked up; `listed`: all ids are in a set.
+    `kind` is the word in their keys, `indexes` are fields by which they are looked up, `many` those of them that are
+    lists; `listed`: all ids are in a set.
     """
 
     cls: type[Record]
     kind: str
     indexes: tuple[str, ...]
+    many: frozenset[str]
     listed: bool
     codecs: dict[str, Codec]
     defaults: dict[str, Callable[[], Any]]
@@ -125,24 +127,28 @@ def record(kind: str, indexes: tuple[str, ...] = (), listed: bool = True) -> Cal
     """Declare a dataclass a record.
 
     :param kind: the word for it in keys, in the singular
-    :param indexes: fields by which records are looked up; an empty value is not indexed
+    :param indexes: fields by which records are looked up; an empty value is not indexed, a list is by each of its
+        members, which are texts
     :param listed: keep the set of all ids (leave out for records that expire by themselves)
     """
     def decorate(cls: type[R]) -> type[R]:
         hints = typing.get_type_hints(cls)
         codecs = {f.name: _codec(hints[f.name]) for f in dataclasses.fields(cls)}
-        _schemas[cls] = Schema(cls, kind, indexes, listed, codecs, _defaults(cls))
+        many = frozenset(name for name in indexes if typing.get_origin(hints[name]) is list)
+        _schemas[cls] = Schema(cls, kind, indexes, many, listed, codecs, _defaults(cls))
         return cls
     return decorate
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How records of a class are kept: the word in their keys, their indexes, and whether all ids are kept in a set."""
+    """How records of a class are kept: the word in their keys, their indexes, which of these are of lists, and whether
+    all ids are kept in a set."""
 
     cls: type[Record]
     word: str
     indexes: tuple[str, ...]
+    many: frozenset[str]
     listed: bool
 
     @property
@@ -162,7 +168,7 @@ class Kind:
 
 def kinds() -> list[Kind]:
     """All kinds of records that this process knows."""
-    return [Kind(cls, schema.kind, schema.indexes, schema.listed) for cls, schema in _schemas.items()]
+    return [Kind(cls, schema.kind, schema.indexes, schema.many, schema.listed) for cls, schema in _schemas.items()]
 
 
 def _identity(value: Any) -> Any:

@@ -91,17 +91,21 @@ class Store:
             found += [values for id, *row in rows if id is not None and (values := columns.decode(row))]
         return found
 
-    async def ids(self, cls: type[Record], **where: str) -> list[str]:
-        """The ids of all records, or of those that have all of these values in indexed fields, sorted."""
+    async def ids(self, cls: type[Record], **where: Any) -> list[str]:
+        """The ids of all records, or of those that have all of these values in indexed fields, sorted.
+
+        :param where: of a field that is a list: one of its members
+        """
         schema = schema_of(cls)
         for name in where:
             if name not in schema.indexes:
                 raise ValueError(f"{schema.kind} has no index by {name}")
-        keys = [schema.index_prefix(name) + schema.encode(name, value) for name, value in where.items()]
+        keys = [schema.index_prefix(name) + (value if name in schema.many else schema.encode(name, value))
+                for name, value in where.items()]
         members: set[bytes] = await self.attempt(self.redis.sinter(keys or [schema.all_key]))
         return sorted(m.decode() for m in members)
 
-    async def find(self, cls: type[R], **where: str) -> list[R]:
+    async def find(self, cls: type[R], **where: Any) -> list[R]:
         """The records that have these values in indexed fields, sorted by id, in two round trips."""
         return await self.get_many(cls, await self.ids(cls, **where))
 

@@ -190,7 +190,7 @@ class Transaction:
 
 
 def _indexes(schema: Schema) -> list[list[str]]:
-    return [[name, schema.index_prefix(name)] for name in schema.indexes]
+    return [[name, schema.index_prefix(name), "many" if name in schema.many else "one"] for name in schema.indexes]
 
 
 def _fields(obj: Record) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nova.datastore import PREFIX, Record, Store, record
 ID_PREFIXES = {"machine": "ami", "kernel": "aki", "ramdisk": "ari"}
 
 
-@record("image", indexes=("project_id", "host"))
+@record("image", indexes=("project_id", "host", "is_public", "launch_permissions"))
 @dataclass(frozen=True)
 class Image(Record):
     """One image.
@@ -21,7 +21,9 @@ class Image(Record):
     made from: ``image:<id>`` for a copy, ``instance:<id>`` for the disk of an instance; empty: its location.  `host` is
     the object store host that makes its file, whose `sha256`, `size` (bytes), `disk_format` (raw or qcow2) and
     `virtual_size` (the bytes that a guest sees) are known once it is `available`.  `state_code` and `state_reason` tell
-    why it `failed`.  Beside its owner, all (`is_public`) or the projects in `launch_permissions` may use it.
+    why it `failed`; one that is `disabled` was available, and cannot be used until it is enabled.  Beside its owner,
+    all (`is_public`) or the projects in `launch_permissions` may use it.  From `deprecated_at` on (seconds since the
+    epoch; 0: never) others do not see it in lists.
     """
 
     project_id: str
@@ -46,6 +48,7 @@ class Image(Record):
     is_public: bool = False
     launch_permissions: list[str] = field(default_factory=list)
     product_codes: list[str] = field(default_factory=list)
+    deprecated_at: float = 0.0
     tags: dict[str, str] = field(default_factory=dict)
 
 

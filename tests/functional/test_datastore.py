@@ -15,7 +15,7 @@ from nova.network.models import Network
 from nova.objectstore.models import Bucket
 
 
-@record("thing", indexes=("owner", "color"))
+@record("thing", indexes=("owner", "color", "parts"))
 @dataclass(frozen=True)
 class Thing(Record):
     owner: str = ""
@@ -97,6 +97,21 @@ async def test_an_index_follows_its_field(store: Store) -> None:
     assert [t.id for t in await store.find(Thing, color="blue")] == ["t2"]
     await store.delete((await store.find(Thing, color="blue"))[0])
     assert [t.id for t in await store.all(Thing)] == ["t1"]
+    await store.delete((await store.all(Thing))[0])
+    assert [k for k in await store.redis.keys("nova:thing*")] == []
+
+
+async def test_a_list_is_indexed_by_each_of_its_members(store: Store) -> None:
+    thing = await store.create(Thing("t1", parts=["ä", "b:c", '["']))
+    await store.create(Thing("t2", owner="ann", parts=["b:c"]))
+    assert await store.ids(Thing, parts="b:c") == ["t1", "t2"]
+    assert await store.ids(Thing, parts="b:c", owner="ann") == ["t2"]
+    assert await store.ids(Thing, parts="ä") == await store.ids(Thing, parts='["') == ["t1"]
+    thing = await store.update(thing, parts=["ä", "d"])
+    assert await store.ids(Thing, parts="b:c") == ["t2"] and await store.ids(Thing, parts="d") == ["t1"]
+    thing = await store.update(thing, parts=[])
+    assert await store.ids(Thing, parts="ä") == []
+    await store.delete(thing)
     await store.delete((await store.all(Thing))[0])
     assert [k for k in await store.redis.keys("nova:thing*")] == []
 
