@@ -175,6 +175,22 @@ class InvalidAMINameDuplicate(ClientError):
     message = "AMI name {name} is already in use by AMI {id}"
 
 
+class InvalidAMINameMalformed(ClientError):
+    code = "InvalidAMIName.Malformed"
+    message = ("AMI names must be between 3 and 128 characters long, and may contain letters, numbers, spaces, '(', "
+               "')', '[', ']', '.', '-', '/', '@', apostrophes and '_'")
+
+
+class InvalidAMIAttributeItemValue(ClientError):
+    code = "InvalidAMIAttributeItemValue"
+    message = "Invalid attribute item value \"{value}\" for {name} item type."
+
+
+class InvalidProductCode(ClientError):
+    code = "InvalidProductCode.Malformed"
+    message = "The product code \"{value}\" is not valid: at most 128 printable ASCII characters are expected."
+
+
 class InvalidManifest(ClientError):
     code = "InvalidManifest"
     message = "The manifest or image is not valid: {reason}"
@@ -213,6 +229,21 @@ class InvalidInstanceType(ClientError):
 class InvalidUserDataMalformed(ClientError):
     code = "InvalidUserData.Malformed"
     message = "User data is not valid: {reason}"
+
+
+class InvalidID(ClientError):
+    code = "InvalidID"
+    message = "The ID '{id}' is not valid"
+
+
+class TagLimitExceeded(ClientError):
+    code = "TagLimitExceeded"
+    message = "A resource has too many tags."
+
+
+class ResourceCountExceeded(ClientError):
+    code = "ResourceCountExceeded"
+    message = "More resources than the request may name."
 
 
 class InstanceLimitExceeded(ClientError):

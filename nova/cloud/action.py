@@ -107,14 +107,14 @@ def listing(name: str, *, result: str, id_member: str, ids_param: str | None = N
             not_found: type[exception.NovaError] | None = None,
             also: Mapping[str, tuple[str, type[exception.NovaError]]] | None = None,
             filters: Mapping[str, str] | None = None, group: Group | None = None,
-            max_results: tuple[int, int] = (5, 1000)) -> Callable[[M], M]:
+            max_results: tuple[int, int] = (5, 1000), tags: str = "Tags") -> Callable[[M], M]:
     """Declare a method that returns the items of a Describe action, as a flat list of dictionaries.
 
     The arguments are those of :class:`nova.cloud.listing.Listing`.
     """
     return _declare(Declaration(name, listing=Listing(
         result=result, id_member=id_member, ids_param=ids_param, not_found=not_found, also=also or {},
-        filters=filters or {}, group=group, max_results=max_results)))
+        filters=filters or {}, group=group, max_results=max_results, tags=tags)))
 
 
 def _declare(declaration: Declaration) -> Callable[[M], M]:

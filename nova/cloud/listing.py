@@ -45,6 +45,7 @@ class Listing:
         come from the item's own members
     :param group: makes the members of `result` of a page of items
     :param max_results: the range of MaxResults where the model names none
+    :param tags: member of an item that has its tags, for the filters ``tag:<key>``
     """
 
     result: str
@@ -55,6 +56,7 @@ class Listing:
     filters: Mapping[str, str] = field(default_factory=dict)
     group: Group | None = None
     max_results: tuple[int, int] = (5, 1000)
+    tags: str = "Tags"
 
     def bind(self, operation: Operation) -> "BoundListing":
         """This listing for an operation of the model; :raises TypeError: it does not fit"""
@@ -79,7 +81,10 @@ class BoundListing:
             if not operation.takes(name):
                 raise TypeError(f"{operation.name} has no parameter {name}")
         shape = results[spec.result].member
-        self.filters = _filters(_item_shape(shape, spec) if spec.group else shape, spec.filters)
+        item = _item_shape(shape, spec) if spec.group else shape
+        self.filters = _filters(item, spec.filters)
+        has_tags = spec.tags.startswith("_") or spec.tags in getattr(item, "members", {})
+        self.tags = spec.tags if has_tags else ""
         self.max_results = spec.max_results
         if operation.takes("MaxResults"):
             low, high = spec.max_results
@@ -117,7 +122,7 @@ class Query:
                     f"Expecting a value from {low} to {high}.")
         if params.get("NextToken"):
             self._after = _read_token(bound.action, params["NextToken"])
-        self._conditions = [_condition(bound.filters, f) for f in params.get("Filters", ())]
+        self._conditions = [_condition(bound, f) for f in params.get("Filters", ())]
 
     def answer(self, items: list[Item]) -> dict[str, Any]:
         """The result of the action, from all items that the caller may see."""
@@ -227,13 +232,13 @@ def _texts(path: str, shape: Any) -> Texts:
     return lambda item: walk(item, 0)
 
 
-def _condition(filters: Mapping[str, Texts], given: Mapping[str, Any]) -> Callable[[Item], bool]:
+def _condition(bound: BoundListing, given: Mapping[str, Any]) -> Callable[[Item], bool]:
     """One filter of a request as a function that says whether an item passes."""
     name, values = given.get("Name", ""), given.get("Values", [])
-    if name.startswith("tag:") and "tag-key" in filters:
-        texts: Texts | None = _tag_texts(name[len("tag:"):])
+    if name.startswith("tag:") and bound.tags:
+        texts: Texts | None = _tag_texts(bound.tags, name[len("tag:"):])
     else:
-        texts = filters.get(name)
+        texts = bound.filters.get(name)
     if texts is None:
         raise exception.InvalidParameterValue(f"The filter '{shown(name)}' is invalid")
     if not values:
@@ -245,8 +250,8 @@ def _condition(filters: Mapping[str, Texts], given: Mapping[str, Any]) -> Callab
     return lambda item: any(matches(text) for text in look(item))
 
 
-def _tag_texts(key: str) -> Texts:
-    return lambda item: (tag.get("Value") or "" for tag in item.get("Tags") or () if tag["Key"] == key)
+def _tag_texts(member: str, key: str) -> Texts:
+    return lambda item: (tag.get("Value") or "" for tag in item.get(member) or () if tag["Key"] == key)
 
 
 def matcher(values: list[str]) -> Matcher:

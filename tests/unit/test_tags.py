@@ -51,7 +51,7 @@ def test_a_value_may_begin_with_aws() -> None:
 
 def test_a_resource_has_at_most_fifty_tags() -> None:
     assert len(tags.at_creation(params(*(tag(f"k{n}") for n in range(50))), "instance")) == 50
-    with pytest.raises(exception.InvalidParameterValue, match="50"):
+    with pytest.raises(exception.TagLimitExceeded, match="50"):
         tags.at_creation(params(*(tag(f"k{n}") for n in range(51))), "instance")
 
 
