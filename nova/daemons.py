@@ -10,7 +10,21 @@ from typing import Protocol
 
 from nova import crypto, datastore, exception, flags, service
 from nova.auth.manager import AuthManager
-from nova.cloud import accounts, action, admin, iam, images, instances, keypairs, public_keys, regions, revocations
+from nova.cloud import (
+    accounts,
+    action,
+    admin,
+    iam,
+    image_attributes,
+    image_copies,
+    images,
+    instances,
+    keypairs,
+    public_keys,
+    regions,
+    revocations,
+    tagging,
+)
 from nova.compute.manager import ComputeManager
 from nova.compute.virt.base import ComputeDriver
 from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
@@ -176,7 +190,9 @@ def api(store: Store, bus: Bus) -> list[Service]:
     keys = public_keys.PublicKeys(store, auth)
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
-        keypairs.KeyPairs(store=store, public_keys=keys), regions.Regions(store=store)])
+        image_attributes.ImageAttributes(store=store, bus=bus, auth=auth),
+        image_copies.ImageCopies(store=store, bus=bus), keypairs.KeyPairs(store=store, public_keys=keys),
+        regions.Regions(store=store), tagging.Tags(store=store, bus=bus)])
 
     async def metadata() -> Service:
         secret = await image_models.fetch_secret(store)

@@ -84,6 +84,8 @@ def _theirs(service: str) -> Rule:
     return _owned(service, (MEMBER,), (PROJECTMANAGER,))
 
 
+_IMAGE = _owned(EC2, (), (SYSADMIN, PROJECTMANAGER), (CLOUDADMIN,))
+_KERNEL = _owned(EC2, (), (), (CLOUDADMIN,))
 _MANAGED = _owned(ADMIN, (), (PROJECTMANAGER,), (CLOUDADMIN,))
 _DESCRIBED_BY_MANAGERS = _owned(ADMIN, (MEMBER,), (PROJECTMANAGER,), (CLOUDADMIN, ITSEC))
 _OWN_KEYS = _owned(IAM, (MEMBER,), (), (CLOUDADMIN,))
@@ -111,8 +113,29 @@ TABLE: Mapping[str, Rule] = {
     "RegisterImage": _plain(EC2, SYSADMIN, PROJECTMANAGER, CLOUDADMIN),
     "RegisterImage:kernel": _plain(EC2, CLOUDADMIN),
     "DescribeImages": _described(EC2, CLOUDADMIN),
-    "DeregisterImage": _owned(EC2, (), (SYSADMIN, PROJECTMANAGER), (CLOUDADMIN,)),
-    "DeregisterImage:kernel": _owned(EC2, (), (), (CLOUDADMIN,)),
+    "DeregisterImage": _IMAGE,
+    "DeregisterImage:kernel": _KERNEL,
+    "CopyImage": _plain(EC2, SYSADMIN, PROJECTMANAGER, CLOUDADMIN),
+    "CreateImage": _owned(EC2, (SYSADMIN,), (PROJECTMANAGER,)),
+    "DescribeImageAttribute": _described(EC2, CLOUDADMIN),
+    "ModifyImageAttribute": _IMAGE,
+    "ModifyImageAttribute:all": _owned(EC2, (), (PROJECTMANAGER,), (CLOUDADMIN,)),
+    "ModifyImageAttribute:kernel": _KERNEL,
+    "ResetImageAttribute": _IMAGE,
+    "ResetImageAttribute:kernel": _KERNEL,
+    "DisableImage": _IMAGE,
+    "DisableImage:kernel": _KERNEL,
+    "EnableImage": _IMAGE,
+    "EnableImage:kernel": _KERNEL,
+    "EnableImageDeprecation": _IMAGE,
+    "EnableImageDeprecation:kernel": _KERNEL,
+    "DisableImageDeprecation": _IMAGE,
+    "DisableImageDeprecation:kernel": _KERNEL,
+    "CreateTags": _theirs(EC2),
+    "CreateTags:image": _IMAGE,
+    "DeleteTags": _theirs(EC2),
+    "DeleteTags:image": _IMAGE,
+    "DescribeTags": _described(EC2),
 
     "ListBuckets": _described(S3),
     "CreateBucket": _plain(S3, MEMBER),

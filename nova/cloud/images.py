@@ -1,19 +1,18 @@
 """Images: registering, listing and deregistering them."""
 
 import logging
-import secrets
 import time
 from typing import Any
 
-from nova import exception, service
+from nova import exception
 from nova.auth import rbac
-from nova.cloud import tags
+from nova.cloud import image_access, image_records, image_view, tags
 from nova.cloud.action import Controller, action, listing
 from nova.context import Context
 from nova.datastore import Store
 from nova.image import bundle
 from nova.image.manager import MANIFEST_SUFFIX
-from nova.image.models import ID_PREFIXES, Image, ImageName, name_id
+from nova.image.models import Image
 from nova.objectstore import objects
 from nova.objectstore.access import decision, values
 from nova.objectstore.models import Bucket, Object
@@ -25,7 +24,8 @@ LOG = logging.getLogger(__name__)
 #: seconds that RegisterImage waits for the image to become available before it answers that it is pending
 _INGEST_WAIT = 5.0
 
-ROOT_DEVICE = "/dev/vda"
+#: parameters of RegisterImage that this cloud has nothing for; what cannot be had is refused, not ignored
+_NOT_OFFERED = ("UefiData", "TpmSupport", "ImdsSupport", "BillingProducts", "SriovNetSupport")
 
 
 class Images(Controller):
@@ -41,15 +41,13 @@ class Images(Controller):
         ``KernelId=true`` and ``RamdiskId=true`` register a kernel and a ramdisk, as in bundles; only a cloud
         administrator may.
         """
+        _check_offered(params)
         location = params.get("ImageLocation", "").lstrip("/")
         if not location:
             raise exception.MissingParameter(name="ImageLocation")
-        for name in ("BlockDeviceMappings", "UefiData", "TpmSupport"):
-            if params.get(name):
-                raise exception.UnsupportedOperation(f"RegisterImage with {name} is not offered by this cloud.")
-        architecture = params.get("Architecture", "x86_64")
-        if architecture != "x86_64":
-            raise exception.InvalidParameterValue(value=architecture, name="Architecture")
+        name, description = params.get("Name", ""), image_records.checked_description(params.get("Description", ""))
+        if name:
+            image_records.checked_name(name)
         source = await self._source(context, location)
         kernel, ramdisk = params.get("KernelId", ""), params.get("RamdiskId", "")
         kind = "kernel" if kernel == "true" else "ramdisk" if ramdisk == "true" else "machine"
@@ -62,43 +60,39 @@ class Images(Controller):
             kernel = ramdisk = ""
             rbac.check_permitted(context, "RegisterImage:kernel")
         for id, wanted in ((kernel, "kernel"), (ramdisk, "ramdisk")):
-            if id and (await usable_image(self.store, context, id)).kind != wanted:
+            if id and (await image_access.usable(self.store, context, id)).kind != wanted:
                 raise exception.InvalidAMIIDNotFound(id=id)
         image = Image(
-            f"{ID_PREFIXES[kind]}-{secrets.token_hex(4)}", project_id=context.project_id, user_id=context.user_id,
-            name=params.get("Name", "") or location, location=location, kind=kind, host=await self._host(),
-            created=time.time(), description=params.get("Description", ""), architecture=architecture,
-            kernel_id=kernel, ramdisk_id=ramdisk, tags=tags.at_creation(params, "image"), is_public=kind != "machine")
-        await self._create(image, named=bool(params.get("Name")))
+            image_records.new_id(kind), project_id=context.project_id, user_id=context.user_id, name=name or location,
+            location=location, kind=kind, host=await image_records.store_host(self.store), created=time.time(),
+            description=description, architecture=params.get("Architecture", "x86_64"), kernel_id=kernel,
+            ramdisk_id=ramdisk, tags=tags.at_creation(params, "image"), is_public=kind != "machine")
+        await image_records.create(self.store, context, image, "image.register", is_named=bool(name))
         await self._ingest(image)
         return {"ImageId": image.id}
 
     @listing("DescribeImages", result="Images", id_member="ImageId", ids_param="ImageIds",
-             not_found=exception.InvalidAMIIDNotFound,
-             filters={"is-public": "Public", "manifest-location": "ImageLocation", "owner-alias": "ImageOwnerAlias",
-                      "state-reason-message": "StateReason.Message"})
+             not_found=exception.InvalidAMIIDNotFound, filters=image_view.FILTERS, max_results=(1, 1000))
     async def describe_images(self, context: Context, params: dict[str, Any]) -> list[dict[str, Any]]:
-        """The images that the caller may use, of the owners asked for."""
-        images = [i for i in await self.store.all(Image)
-                  if i.is_public or rbac.allows(context, "DescribeImages", i.user_id, i.project_id)]
+        """The images that the caller may use, of the owners and for the users asked for."""
+        asked = params.get("ImageIds", [])
+        images = await image_access.visible(self.store, context, asked)
+        if not asked:
+            images = [i for i in images if _is_listed(i, context, params)]
         owners = params.get("Owners", [])
         if owners:
             wanted = {context.project_id if owner == "self" else owner for owner in owners}
             images = [i for i in images if i.project_id in wanted]
         users = params.get("ExecutableUsers", [])
         if users:
-            images = [i for i in images if ("all" in users and i.is_public)
-                      or ({"self", context.project_id} & set(users) and i.project_id == context.project_id)]
-        return [_view(i) for i in images]
+            images = [i for i in images if any(_is_executable_by(i, context, user) for user in users)]
+        return [image_view.image(i, i.project_id == context.project_id) for i in images]
 
     @action("DeregisterImage")
     async def deregister_image(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
-        """Forget an image; instances of it run on."""
-        image = await _find(self.store, params["ImageId"])
-        name = "DeregisterImage" if image.kind == "machine" else "DeregisterImage:kernel"
-        missing = exception.UnauthorizedOperation() if image.is_public else exception.InvalidAMIIDNotFound(id=image.id)
-        rbac.check(context, name, image.user_id, image.project_id, missing)
-        await self._forget(image)
+        """Forget an image; instances of it run on, and copies of it stay."""
+        image = await image_access.changeable(self.store, context, "DeregisterImage", params["ImageId"])
+        await image_records.forget(self.store, self.bus, context, image)
         return {"Return": True}
 
     async def _source(self, context: Context, location: str) -> Any:
@@ -126,34 +120,6 @@ class Images(Controller):
         if not decision.decide(decision.Question(context, "GetObject", bucket, source.key, known), source):
             raise exception.UnauthorizedOperation()
 
-    async def _host(self) -> str:
-        hosts = await service.hosts(self.store, "objectstore")
-        if not hosts:
-            raise exception.Unavailable("No object store host is alive; try again shortly.")
-        return hosts[0].host
-
-    async def _create(self, image: Image, named: bool) -> None:
-        """Add the record of an image, and keep its name for it, which a failed image does not hold on to."""
-        while True:
-            tx = self.store.transaction()
-            tx.create(image)
-            taken = await self.store.get(ImageName, _name_id(image)) if named else None
-            if taken is not None:
-                holder = await self.store.get(Image, taken.image_id)
-                if holder is not None and holder.state != "failed":
-                    raise exception.InvalidAMINameDuplicate(name=image.name, id=taken.image_id)
-                tx.update(taken, image_id=image.id)
-            elif named:
-                tx.create(ImageName(_name_id(image), image_id=image.id))
-            try:
-                await tx.commit()
-                return
-            except exception.Exists as error:
-                if error.kind != "image_name":
-                    raise
-            except (exception.Conflict, exception.NotFound):  # somebody took or freed the name just now
-                pass
-
     async def _ingest(self, image: Image) -> None:
         """Give the image a moment to become available, so that most are when the caller learns their id.
 
@@ -165,50 +131,16 @@ class Images(Controller):
         except exception.RpcTimeout:
             LOG.info("image %s is still being made", image.id)
 
-    async def _forget(self, image: Image) -> None:
-        while True:
-            tx = self.store.transaction()
-            tx.delete(image)
-            name = await self.store.get(ImageName, _name_id(image))
-            if name is not None and name.image_id == image.id:
-                tx.delete(name)
-            try:
-                await tx.commit()
-                break
-            except exception.NotFound:
-                return  # somebody else forgot it just now
-            except exception.Conflict:  # its file was made just now
-                now = await self.store.get(Image, image.id)
-                if now is None:
-                    return
-                image = now
-        self.bus.cast(f"objectstore.{image.host}", "look_at_image", image_id=image.id)
 
-
-async def usable_image(store: Store, context: Context, id: str) -> Image:
-    """An image that the caller may use.
-
-    :raises exception.InvalidAMIIDNotFound, exception.InvalidAMIIDMalformed, exception.UnauthorizedOperation:
-    """
-    image = await _find(store, id)
-    if not image.is_public:
-        rbac.check(context, "RunInstances:image", image.user_id, image.project_id,
-                   exception.InvalidAMIIDNotFound(id=id))
-    return image
-
-
-async def _find(store: Store, id: str) -> Image:
-    prefix, _, digits = id.partition("-")
-    if prefix not in ID_PREFIXES.values() or not digits or not digits.isalnum():
-        raise exception.InvalidAMIIDMalformed(id=id)
-    image = await store.get(Image, id)
-    if image is None:
-        raise exception.InvalidAMIIDNotFound(id=id)
-    return image
-
-
-def _name_id(image: Image) -> str:
-    return name_id(image.project_id, image.name)
+def _check_offered(params: dict[str, Any]) -> None:
+    for name in _NOT_OFFERED:
+        if params.get(name):
+            raise exception.UnsupportedOperation(f"RegisterImage with {name} is not offered by this cloud.")
+    image_records.check_mappings(params.get("BlockDeviceMappings", []), params.get("RootDeviceName", ""))
+    for name, only in (("Architecture", "x86_64"), ("VirtualizationType", "hvm"), ("BootMode", "legacy-bios")):
+        if params.get(name, only) != only:
+            raise exception.InvalidParameterValue(
+                f"Value ({params[name][:64]}) for parameter {name} is invalid: images of this cloud are {only}.")
 
 
 def _read_manifest(path: str) -> bundle.Manifest:
@@ -216,23 +148,20 @@ def _read_manifest(path: str) -> bundle.Manifest:
         return bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
 
 
-def _view(image: Image) -> dict[str, Any]:
-    view = {
-        "ImageId": image.id, "ImageLocation": image.location, "ImageType": image.kind, "Name": image.name,
-        "Description": image.description, "State": image.state, "OwnerId": image.project_id, "Public": image.is_public,
-        "Architecture": image.architecture, "CreationDate": _iso(image.created), "VirtualizationType": "hvm",
-        "RootDeviceType": "instance-store", "BlockDeviceMappings": [], "ProductCodes": [],
-        "Tags": tags.view(image.tags)}
-    if image.kind == "machine":
-        view["RootDeviceName"] = ROOT_DEVICE
-    if image.kernel_id:
-        view["KernelId"] = image.kernel_id
-    if image.ramdisk_id:
-        view["RamdiskId"] = image.ramdisk_id
-    if image.state == "failed":
-        view["StateReason"] = {"Code": "Client.InvalidManifest", "Message": image.state_reason}
-    return view
+def _is_listed(image: Image, context: Context, params: dict[str, Any]) -> bool:
+    """Whether an image that nobody asked for by its id is listed: disabled ones and, of other projects, deprecated ones
+    are when that is asked for."""
+    if image.state == "disabled" and not params.get("IncludeDisabled", False):
+        return False
+    return (image.project_id == context.project_id or params.get("IncludeDeprecated", False)
+            or not 0 < image.deprecated_at <= time.time())
 
 
-def _iso(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
+def _is_executable_by(image: Image, context: Context, user: str) -> bool:
+    """Whether a user named in ExecutableBy has an explicit launch permission; whom else an image is shared with, only
+    its own project and the administrators learn."""
+    if user == "all":
+        return image.is_public
+    project = context.project_id if user == "self" else user
+    may_know = project == context.project_id or rbac.allows(context, "DescribeImages", image.user_id, image.project_id)
+    return may_know and project in image.launch_permissions

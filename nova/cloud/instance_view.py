@@ -3,7 +3,7 @@
 from typing import Any
 
 from nova.cloud import tags
-from nova.cloud.images import ROOT_DEVICE
+from nova.cloud.image_view import ROOT_DEVICE
 from nova.compute.models import STATE_CODES, Instance
 from nova.flags import FLAGS
 from nova.network import dhcp  # noqa: F401  (defines --dhcp_domain)

@@ -11,9 +11,8 @@ from typing import Any
 from nova import exception, failpoint, service
 from nova.auth import quota, rbac
 from nova.auth.models import KeyPair
-from nova.cloud import instance_view, locks, placement, regions, tags
+from nova.cloud import image_access, instance_view, locks, placement, regions, tags
 from nova.cloud.action import Controller, action, listing
-from nova.cloud.images import usable_image
 from nova.compute import models, types
 from nova.compute.hosts import enabled
 from nova.compute.models import Instance, UserData
@@ -102,7 +101,7 @@ class Instances(Controller):
     @action("GetConsoleOutput")
     async def get_console_output(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
         """The end of what an instance wrote to its serial line."""
-        [instance] = await self._named(context, "GetConsoleOutput", [params["InstanceId"]])
+        [instance] = await named(self.store, context, "GetConsoleOutput", [params["InstanceId"]])
         answer = {"InstanceId": instance.id, "Timestamp": instance.launch_time, "Output": ""}
         if instance.state not in ("running", "pending"):
             return answer
@@ -118,7 +117,7 @@ class Instances(Controller):
     @action("RebootInstances")
     async def reboot_instances(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
         """Ask for a restart of running instances."""
-        found = await self._named(context, "RebootInstances", params["InstanceIds"])
+        found = await named(self.store, context, "RebootInstances", params["InstanceIds"])
         for instance in found:
             locks.check(instance)
             if instance.wanted != "running" or instance.state not in ("running", "pending"):
@@ -135,7 +134,7 @@ class Instances(Controller):
     @action("TerminateInstances")
     async def terminate_instances(self, context: Context, params: dict[str, Any]) -> dict[str, Any]:
         """Have instances gone; one that is already is no error."""
-        found = await self._named(context, "TerminateInstances", params["InstanceIds"])
+        found = await named(self.store, context, "TerminateInstances", params["InstanceIds"])
         for instance in found:
             locks.check(instance)
         changes = []
@@ -171,20 +170,6 @@ class Instances(Controller):
             found = await self.store.find(Instance, project_id=context.project_id)
         return [i for i in found if rbac.allows(context, action_name, i.user_id, i.project_id)]
 
-    async def _named(self, context: Context, action_name: str, ids: list[str]) -> list[Instance]:
-        """The instances that an action is to be done on, all of them or none."""
-        unique = list(dict.fromkeys(ids))
-        _check_ids(unique)
-        found = [i for i in await self.store.get_many(Instance, unique)
-                 if i.project_id == context.project_id or rbac.sees_others(context, action_name)]
-        missing = exception.InvalidInstanceIDNotFound(
-            id=", ".join(id for id in unique if id not in {i.id for i in found}))
-        if len(found) < len(unique):
-            raise missing
-        for instance in found:
-            rbac.check(context, action_name, instance.user_id, instance.project_id, missing)
-        return found
-
     async def _template(self, context: Context, params: dict[str, Any], size: InstanceType) -> Instance:
         """What all instances of the request have in common, as an instance without a place."""
         if not params.get("ImageId"):
@@ -211,14 +196,16 @@ class Instances(Controller):
             tags=tags.at_creation(params, "instance"), client_token=params.get("ClientToken", ""))
 
     async def _images(self, context: Context, params: dict[str, Any]) -> dict[str, Image]:
-        machine = await usable_image(self.store, context, params["ImageId"])
+        machine = await image_access.usable(self.store, context, params["ImageId"])
         if machine.kind != "machine":
             raise exception.InvalidAMIIDMalformed(id=machine.id)
         images = {"machine": machine}
-        for role, id in (("kernel", params.get("KernelId") or machine.kernel_id),
-                         ("ramdisk", params.get("RamdiskId") or machine.ramdisk_id)):
-            if id:
-                images[role] = await usable_image(self.store, context, id)
+        for role, asked, own in (("kernel", params.get("KernelId"), machine.kernel_id),
+                                 ("ramdisk", params.get("RamdiskId"), machine.ramdisk_id)):
+            if id := asked or own:
+                # whoever may use a machine image may use what it needs
+                images[role] = (await image_access.find(self.store, id) if id == own
+                                else await image_access.usable(self.store, context, id))
                 if images[role].kind != role:
                     raise exception.InvalidAMIIDNotFound(id=id)
         for image in images.values():
@@ -289,6 +276,24 @@ class Instances(Controller):
         allowance.claim(tx, models.counts(size.name, len(instances)))
         addresses = await tx.commit()
         return [dataclasses.replace(i, private_ip=ip) for i, ip in zip(instances, addresses, strict=True)]
+
+
+async def named(store: Store, context: Context, action_name: str, ids: list[str]) -> list[Instance]:
+    """The instances that an action is to be done on, all of them or none.
+
+    :raises exception.InvalidInstanceIDMalformed, exception.InvalidInstanceIDNotFound, exception.UnauthorizedOperation:
+    """
+    unique = list(dict.fromkeys(ids))
+    _check_ids(unique)
+    found = [i for i in await store.get_many(Instance, unique)
+             if i.project_id == context.project_id or rbac.sees_others(context, action_name)]
+    missing = exception.InvalidInstanceIDNotFound(
+        id=", ".join(id for id in unique if id not in {i.id for i in found}))
+    if len(found) < len(unique):
+        raise missing
+    for instance in found:
+        rbac.check(context, action_name, instance.user_id, instance.project_id, missing)
+    return found
 
 
 def _counts(params: dict[str, Any]) -> tuple[int, int]:

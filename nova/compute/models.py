@@ -69,6 +69,20 @@ class Instance(Record):
                                           ("ramdisk", self.ramdisk_id)) if id}
 
 
+@record("capture", indexes=("host", "instance_id"))
+@dataclass(frozen=True)
+class Capture(Record):
+    """Says that an image is to be made of an instance's disk by the instance's host; its id is the image's.
+
+    With `reboot` the guest shuts down first, and then runs on.  `attempts` counts how often the disk's copy was begun.
+    """
+
+    instance_id: str
+    host: str
+    reboot: bool = True
+    attempts: int = 0
+
+
 @record("user_data", listed=False)
 @dataclass(frozen=True)
 class UserData(Record):

@@ -2,7 +2,7 @@
 
 import base64
 
-from nova.cloud.images import ROOT_DEVICE
+from nova.cloud.image_view import ROOT_DEVICE
 from nova.compute.models import Instance, UserData
 from nova.datastore import Store
 from nova.endpoint.metadata import InstanceMetadata, Lookup

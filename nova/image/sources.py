@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
+from nova import exception
 from nova.datastore import Store
 from nova.image import bundle
 from nova.image.models import Image
@@ -124,4 +125,13 @@ async def from_bundle(job: Job) -> Candidate:
     return Candidate(target)
 
 
-SOURCES: Mapping[str, Source] = {"object": from_object, "bundle": from_bundle}
+async def from_image(job: Job) -> Candidate:
+    """The file of another image, of which this one is a copy: both share it."""
+    source = job.image.source.partition(":")[2]
+    stored = await job.files.find(source)
+    if stored is None:
+        raise exception.InvalidAMIIDNotFound(f"The image {source} was deregistered before it was copied.")
+    return of(stored)
+
+
+SOURCES: Mapping[str, Source] = {"object": from_object, "bundle": from_bundle, "image": from_image}

@@ -123,7 +123,7 @@ BAD_REQUESTS = [
     ("DescribeInstances", {"DryRun": "perhaps"}, "InvalidParameterValue"),
     ("TerminateInstances", {"InstanceId.1": "i-12345678"}, "InvalidInstanceID.NotFound"),
     ("DescribeImages", {"ImageId.1": "ami-12345678"}, "InvalidAMIID.NotFound"),
-    ("RegisterImage", {"ImageLocation": "nowhere/nothing", "Name": "x"}, "InvalidManifest"),
+    ("RegisterImage", {"ImageLocation": "nowhere/nothing", "Name": "nothing"}, "InvalidManifest"),
     ("DescribeKeyPairs", {"KeyName.1": "none"}, "InvalidKeyPair.NotFound"),
     ("CreateKeyPair", {"KeyName": "a\x00b"}, "InvalidParameterValue"),
     ("CreateKeyPair", {"KeyName": "x" * 256}, "InvalidParameterValue"),

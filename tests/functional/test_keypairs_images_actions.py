@@ -21,11 +21,14 @@ from nova.auth.directory import Scope
 from nova.auth.manager import AuthManager, open_directory
 from nova.auth.models import KeyPair
 from nova.cloud import action
+from nova.cloud.image_attributes import ImageAttributes
+from nova.cloud.image_copies import ImageCopies
 from nova.cloud.images import Images
 from nova.cloud.instances import Instances
 from nova.cloud.keypairs import KeyPairs
 from nova.cloud.public_keys import PublicKeys
 from nova.cloud.regions import Regions
+from nova.cloud.tagging import Tags
 from nova.compute import models as compute_models
 from nova.compute.manager import ComputeManager
 from nova.compute.models import Instance, UserData
@@ -94,7 +97,8 @@ class Cloud:
                       Heartbeat(store, "compute", self.compute.facts)]
         self.registry = action.Registry.collect([
             KeyPairs(store=store, public_keys=PublicKeys(store, self.auth)), Images(store=store, bus=self.bus),
-            Instances(store=store, bus=self.bus), Regions(store=store)])
+            Instances(store=store, bus=self.bus), Regions(store=store), Tags(store=store, bus=self.bus),
+            ImageAttributes(store=store, bus=self.bus, auth=self.auth), ImageCopies(store=store, bus=self.bus)])
 
     async def start(self) -> None:
         self.bus.start()
@@ -373,7 +377,7 @@ async def test_a_kernel_that_is_none_is_refused(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize(("name", "value", "error"), [
     ("Architecture", "arm64", exception.InvalidParameterValue), ("TpmSupport", "v2.0", exception.UnsupportedOperation),
-    ("BlockDeviceMapping_1_DeviceName", "/dev/sda", exception.UnsupportedOperation)])
+    ("BlockDeviceMapping_1_Ebs_SnapshotId", "snap-1", exception.UnsupportedOperation)])
 async def test_what_cannot_be_had_is_refused(cloud: Cloud, name: str, value: str,
                                              error: type[exception.NovaError]) -> None:
     with pytest.raises(error):
@@ -399,7 +403,9 @@ async def test_images_are_listed_by_owner(cloud: Cloud) -> None:
     assert await cloud.describe_images(Owner_1="admins") == [kernel]
     assert await cloud.describe_images(Owner_1="nobody") == []
     assert await cloud.describe_images(ExecutableBy_1="all") == [kernel]
-    assert await cloud.describe_images(ExecutableBy_1="self") == [image]
+    assert await cloud.describe_images(ExecutableBy_1="self") == []
+    await cloud.store.modify(Image, image, lambda i: {"launch_permissions": ["other"]})
+    assert await cloud.describe_images(user("other"), ExecutableBy_1="self") == [image]
 
 
 async def test_a_deregistered_image_is_gone_with_its_file(cloud: Cloud, tmp_path: Path) -> None:

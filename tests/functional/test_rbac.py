@@ -27,7 +27,18 @@ from nova import datastore, exception, process
 from nova.auth import rbac
 from nova.auth.manager import AuthManager
 from nova.auth.models import KeyPair, User
-from nova.cloud import action, admin, iam, images, instances, keypairs, regions
+from nova.cloud import (
+    action,
+    admin,
+    iam,
+    image_attributes,
+    image_copies,
+    images,
+    instances,
+    keypairs,
+    regions,
+    tagging,
+)
 from nova.cloud.accounts import Accounts, UntoldKey
 from nova.cloud.public_keys import PublicKeys
 from nova.compute import models as compute
@@ -141,11 +152,13 @@ async def make_rig(redis_server: RedisServer, tmp_path_factory: pytest.TempPathF
 
     async def capacity() -> dict[str, Any]:
         return {"memory_mb": 1 << 40, "vcpus": 1 << 30, "disk_gb": 1 << 30}
-    bus.serve("compute", {"look_at_instance": nothing, "console_output": console})
+    bus.serve("compute", {"look_at_instance": nothing, "look_at_capture": nothing, "console_output": console})
     bus.serve("objectstore", {"ingest_image": nothing, "look_at_image": nothing})
     auth, authority = AuthManager(store), Authority(ca_path())
     registry = action.Registry.collect([
         instances.Instances(store=store, bus=bus), images.Images(store=store, bus=bus),
+        image_attributes.ImageAttributes(store=store, bus=bus, auth=auth),
+        image_copies.ImageCopies(store=store, bus=bus), tagging.Tags(store=store, bus=bus),
         keypairs.KeyPairs(store=store, public_keys=PublicKeys(store, auth)), regions.Regions(store=store)])
     await process.wait(process.in_thread(authority.ensure))
     everybody = Accounts(store, bus, auth, authority)
@@ -220,6 +233,26 @@ def image_maker(kind: str, prefix: str, is_public: bool = False) -> Callable[...
 
 
 new_image = image_maker("machine", "ami-")
+
+
+new_kernel = image_maker("kernel", "aki-", is_public=True)
+
+
+def changed(make: Callable[..., Any], **changes: Any) -> Callable[..., Any]:
+    async def made(rig: Rig, user: str, project: str) -> Thing:
+        thing = await make(rig, user, project)
+        await rig.store.modify(Image, thing.id, lambda _: changes)
+        return thing
+    return made
+
+
+SHARED, DISABLED, DEPRECATED = {"launch_permissions": ["web"]}, {"state": "disabled"}, {"deprecated_at": 9e9}
+
+
+async def new_tagged_instance(rig: Rig, user: str, project: str) -> Thing:
+    thing = await new_instance(rig, user, project)
+    await rig.store.modify(Instance, thing.id, lambda _: {"tags": {"a": "1"}})
+    return thing
 
 
 async def new_key(rig: Rig, user: str, project: str) -> Thing:
@@ -375,6 +408,29 @@ async def image_deleted(rig: Rig, thing: Thing) -> bool:
     return await forgotten(rig, Image, thing.id)
 
 
+def image_has(**values: Any) -> Callable[..., Any]:
+    async def has(rig: Rig, thing: Thing) -> bool:
+        image = await rig.store.get(Image, thing.id)
+        return image is not None and all(getattr(image, name) == value for name, value in values.items())
+    return has
+
+
+async def image_made(rig: Rig, thing: Thing) -> bool:
+    return any(image.source == f"instance:{thing.id}" for image in await rig.store.all(Image))
+
+
+async def image_deprecated(rig: Rig, thing: Thing) -> bool:
+    image = await rig.store.get(Image, thing.id)
+    return image is not None and image.deprecated_at > 0
+
+
+def tagged(cls: type[Image] | type[Instance], tags: dict[str, str]) -> Callable[..., Any]:
+    async def has(rig: Rig, thing: Thing) -> bool:
+        found = await rig.store.get(cls, thing.id)
+        return found is not None and found.tags == tags
+    return has
+
+
 async def bucket_deleted(rig: Rig, thing: Thing) -> bool:
     return await forgotten(rig, Bucket, thing.id)
 
@@ -505,6 +561,22 @@ def image_seen(ec2: Any, thing: Thing) -> bool:
             and bool(ec2.describe_images(ImageIds=[thing.id])["Images"]))
 
 
+def describe_as(ec2: Any, thing: Thing, text: str) -> Any:
+    return ec2.modify_image_attribute(ImageId=thing.id, Description={"Value": text})
+
+
+def reset(ec2: Any, thing: Thing) -> Any:
+    return ec2.reset_image_attribute(ImageId=thing.id, Attribute="launchPermission")
+
+
+def deprecate(ec2: Any, thing: Thing) -> Any:
+    return ec2.enable_image_deprecation(ImageId=thing.id, DeprecateAt=time.time() + 3600)
+
+
+def undeprecate(ec2: Any, thing: Thing) -> Any:
+    return ec2.disable_image_deprecation(ImageId=thing.id)
+
+
 def location(thing: Thing) -> str:
     return f"{thing.id}/{thing.key}"
 
@@ -532,8 +604,45 @@ EC2_CASES: dict[str, Case] = {
         Name=t.id, ImageLocation=location(s), KernelId="true"), also=("GetObject",)),
     "DescribeImages": Case(new_image, lambda c, t, s: image_seen(c, t)),
     "DeregisterImage": Case(new_image, lambda c, t, s: c.deregister_image(ImageId=t.id), image_deleted),
-    "DeregisterImage:kernel": Case(image_maker("kernel", "aki-", is_public=True),
-                                   lambda c, t, s: c.deregister_image(ImageId=t.id), image_deleted, seen=True),
+    "DeregisterImage:kernel": Case(new_kernel, lambda c, t, s: c.deregister_image(ImageId=t.id), image_deleted,
+                                   seen=True),
+    "CopyImage": Case(image_maker("machine", "ami-", is_public=True), lambda c, t, s: c.copy_image(
+        Name=fresh("n"), SourceImageId=t.id, SourceRegion="nova")),
+    "CreateImage": Case(new_instance, lambda c, t, s: c.create_image(InstanceId=t.id, Name=fresh("n")), image_made),
+    "DescribeImageAttribute": Case(new_image, lambda c, t, s: c.describe_image_attribute(
+        ImageId=t.id, Attribute="launchPermission")),
+    "ModifyImageAttribute": Case(new_image, lambda c, t, s: describe_as(c, t, "new"), image_has(description="new")),
+    "ModifyImageAttribute:all": Case(new_image, lambda c, t, s: c.modify_image_attribute(
+        ImageId=t.id, LaunchPermission={"Add": [{"Group": "all"}]}), image_has(is_public=True)),
+    "ModifyImageAttribute:kernel": Case(new_kernel, lambda c, t, s: describe_as(c, t, "new"),
+                                        image_has(description="new"), seen=True),
+    "ResetImageAttribute": Case(changed(new_image, **SHARED), lambda c, t, s: reset(c, t),
+                                image_has(launch_permissions=[])),
+    "ResetImageAttribute:kernel": Case(changed(new_kernel, **SHARED), lambda c, t, s: reset(c, t),
+                                       image_has(launch_permissions=[]), seen=True),
+    "DisableImage": Case(new_image, lambda c, t, s: c.disable_image(ImageId=t.id), image_has(state="disabled")),
+    "DisableImage:kernel": Case(new_kernel, lambda c, t, s: c.disable_image(ImageId=t.id),
+                                image_has(state="disabled"), seen=True),
+    "EnableImage": Case(changed(new_image, **DISABLED), lambda c, t, s: c.enable_image(ImageId=t.id),
+                        image_has(state="available")),
+    "EnableImage:kernel": Case(changed(new_kernel, **DISABLED), lambda c, t, s: c.enable_image(ImageId=t.id),
+                               image_has(state="available"), seen=True),
+    "EnableImageDeprecation": Case(new_image, lambda c, t, s: deprecate(c, t), image_deprecated),
+    "EnableImageDeprecation:kernel": Case(new_kernel, lambda c, t, s: deprecate(c, t), image_deprecated, seen=True),
+    "DisableImageDeprecation": Case(changed(new_image, **DEPRECATED), lambda c, t, s: undeprecate(c, t),
+                                    image_has(deprecated_at=0.0)),
+    "DisableImageDeprecation:kernel": Case(
+        changed(new_kernel, **DEPRECATED), lambda c, t, s: undeprecate(c, t),
+        image_has(deprecated_at=0.0), seen=True),
+    "CreateTags": Case(new_instance, lambda c, t, s: c.create_tags(Resources=[t.id], Tags=TAGS["TagSet"]),
+                       tagged(Instance, {"a": "1"})),
+    "CreateTags:image": Case(new_image, lambda c, t, s: c.create_tags(Resources=[t.id], Tags=TAGS["TagSet"]),
+                             tagged(Image, {"a": "1"})),
+    "DeleteTags": Case(new_tagged_instance, lambda c, t, s: c.delete_tags(Resources=[t.id]), tagged(Instance, {})),
+    "DeleteTags:image": Case(changed(new_image, tags={"a": "1"}), lambda c, t, s: c.delete_tags(Resources=[t.id]),
+                             tagged(Image, {})),
+    "DescribeTags": Case(new_tagged_instance, lambda c, t, s: t.id in [
+        tag["ResourceId"] for tag in c.describe_tags()["Tags"]]),
     # the image's source is another's
     "GetObject:as an image": Case(new_object, lambda c, t, s: c.register_image(Name=fresh("n"),
                                                                               ImageLocation=location(t)),
