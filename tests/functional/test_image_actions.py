@@ -4,6 +4,7 @@ Behind the actions are the real image, network and compute managers with the fak
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from nova.context import Context
 from nova.datastore import Store
 from nova.flags import FLAGS
 from nova.image.models import Image, ImageName
-from tests.functional.test_keypairs_images_actions import Cloud, until, user
+from tests.functional.test_keypairs_images_actions import CONTENT, Cloud, content, until, user
 
 
 @pytest.fixture
@@ -489,6 +490,42 @@ async def test_a_copy_is_the_callers_own_and_shared_with_nobody(cloud: Cloud) ->
     own = await cloud.call("CopyImage", SourceImageId=source, SourceRegion="nova", Name="copy", CopyImageTags="true")
     [found] = await listed(cloud, ImageId_1=own["ImageId"])
     assert found["Tags"] == [{"Key": "a", "Value": "1"}] and found["SourceImageId"] == source
+
+
+async def test_a_copy_shares_its_file_and_outlives_what_it_is_a_copy_of(cloud: Cloud) -> None:
+    source = await cloud.register()
+    copy = (await cloud.call("CopyImage", SourceImageId=source, SourceRegion="nova", Name="copy"))["ImageId"]
+
+    async def available() -> bool:
+        return (await image_of(cloud, copy)).state == "available"
+    await until(available)
+    files = [await cloud.image_files.find(id) for id in (source, copy)]
+    assert len({os.stat(file.path).st_ino for file in files if file is not None}) == 1
+    assert (await image_of(cloud, copy)).sha256 == (await image_of(cloud, source)).sha256
+    await cloud.call("DeregisterImage", ImageId=source)
+
+    async def removed() -> bool:
+        return await cloud.image_files.find(source) is None
+    await until(removed)
+    assert await content(cloud.image_files, copy) == CONTENT
+    [instance] = await cloud.run(copy)
+    await cloud.reached(instance, "running")
+
+
+async def test_a_copy_of_what_is_deregistered_meanwhile_fails_with_its_reason(cloud: Cloud) -> None:
+    source = await cloud.register()
+    await cloud.images.stop()
+    copy = (await cloud.call("CopyImage", SourceImageId=source, SourceRegion="nova", Name="copy"))["ImageId"]
+    await cloud.call("DeregisterImage", ImageId=source)
+    await cloud.image_files.remove(source)
+    await cloud.images.start()
+
+    async def failed() -> bool:
+        return (await image_of(cloud, copy)).state == "failed"
+    await until(failed)
+    [found] = await listed(cloud, ImageId_1=copy)
+    assert found["StateReason"] == {"Code": "Client.InvalidAMIID.NotFound",
+                                    "Message": f"The image {source} was deregistered before it was copied."}
 
 
 async def test_a_repeated_client_token_gives_the_same_copy(cloud: Cloud) -> None:
