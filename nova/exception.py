@@ -420,6 +420,10 @@ class ImageUnavailable(LaunchFailed):
     """An image's file is gone or damaged."""
 
 
+class NoRoom(LaunchFailed):
+    """The host's disk has no room for an image, and nothing can go."""
+
+
 class ProcessError(NovaError):
     """An external command failed; the message has its arguments, exit code and what it said."""
 

@@ -188,7 +188,8 @@ class Instances(Controller):
         return Instance(
             "", project_id=context.project_id, user_id=context.user_id, reservation_id="", launch_index=0,
             image_id=machine.id, kernel_id=kernel.id if kernel else "", ramdisk_id=ramdisk.id if ramdisk else "",
-            images={role: image.sha256 for role, image in images.items()}, architecture=machine.architecture,
+            images={role: image.sha256 for role, image in images.items()}, image_format=machine.disk_format,
+            architecture=machine.architecture,
             instance_type=size.name, vcpus=size.vcpus, memory_mb=size.memory_mb, disk_gb=size.disk_gb, hostname="",
             uuid="", mac="", private_ip="", network_id=context.project_id, host="", zone="", launch_time=0.0,
             key_name=key_name, key_data=f"{key.public_key} {key.name}" if key else "", security_groups=groups,

@@ -13,6 +13,7 @@ from typing import Any
 
 from nova import exception, failpoint
 from nova.compute import models
+from nova.compute.delivery import Deliveries
 from nova.compute.models import Instance, UserData
 from nova.compute.types import GIB
 from nova.compute.virt.base import ComputeDriver, DomainState, Guest
@@ -61,6 +62,8 @@ class ComputeManager(Service):
         self._store, self._bus, self._driver, self._cache = store, bus, driver, cache
         self._directory = os.path.join(FLAGS.state_path, "instances")
         self._converger = Converger("instance", self._keys, self._converge)
+        self._deliveries = Deliveries(cache, self._converger.wake)
+        cache.used = self._used_images
         bus.serve("compute", {"look_at_instance": self.look_at_instance, "console_output": self.console_output})
 
     async def start(self) -> None:
@@ -73,6 +76,7 @@ class ComputeManager(Service):
 
     async def stop(self) -> None:
         await self._converger.stop()
+        await self._deliveries.stop()
         await self._driver.stop()
 
     async def facts(self) -> dict[str, Any]:
@@ -118,9 +122,14 @@ class ComputeManager(Service):
         guests = await self._driver.list_guests()
         present = set(os.listdir(self._directory)) | set(guests)
         await wait(in_thread(self._cut_consoles, sorted(present)))
-        await self._cache.sweep({sha for i in instances if i.state != "terminated" for sha in i.images.values()})
+        await self._cache.sweep()
         settled = {i.id for i in instances if self._is_settled(i, guests.get(i.id), i.id in present)}
         return ({i.id for i in instances} | present) - settled
+
+    async def _used_images(self) -> set[str]:
+        """The hashes of the images whose files the instances of this host need."""
+        return {sha256 for instance in await self._store.find(Instance, host=FLAGS.host)
+                if instance.state != "terminated" for sha256 in instance.images.values()}
 
     def _cut_consoles(self, instance_ids: list[str]) -> None:
         """Keep guests from filling this host's disk through their serial lines, which QEMU appends to."""
@@ -174,7 +183,7 @@ class ComputeManager(Service):
             await self._reboot(instance)
 
     async def _launch(self, instance: Instance) -> bool:
-        """Have the guest run; False when meanwhile it is not wanted any more."""
+        """Have the guest run; False when meanwhile it is not wanted any more, or its images are still on their way."""
         LOG.info("launching %s", instance.id)
         failpoint.hit("compute.launch.begin")
         network = await self._store.get(Network, instance.network_id)
@@ -182,21 +191,24 @@ class ComputeManager(Service):
             raise exception.NovaError(f"the network {instance.network_id} is not there")
         await wait(self._bus.call(f"network.{network.host}", "set_up_network", timeout=60, network_id=network.id))
         failpoint.hit("compute.launch.network_ready")
-        paths = {role: await self._cache.fetch(instance.image_ids[role], sha256)
-                 for role, sha256 in instance.images.items()}
+        paths = await self._deliveries.paths(instance)
+        if paths is None:
+            return False
         failpoint.hit("compute.launch.images_ready")
         now = await self._store.get(Instance, instance.id)  # fetching may have taken long
         if now is None or now.wanted != "running":
             self._converger.wake(instance.id)
             return False
         os.makedirs(self._path(instance.id), mode=0o700, exist_ok=True)
-        await self._driver.create_disk(self._path(instance.id, "disk"), paths["machine"], instance.disk_gb * GIB)
+        await self._driver.create_disk(self._path(instance.id, "disk"), paths["machine"], instance.disk_gb * GIB,
+                                       instance.image_format)
         failpoint.hit("compute.launch.disk_ready")
         await self._driver.spawn(Guest(
             instance_id=instance.id, uuid=instance.uuid, memory_mb=instance.memory_mb, vcpus=instance.vcpus,
             mac=instance.mac, bridge=network.bridge, disk_path=self._path(instance.id, "disk"),
             console_path=self._path(instance.id, "console.log"), kernel_path=paths.get("kernel"),
-            ramdisk_path=paths.get("ramdisk"), kernel_args="", hostname=instance.hostname))
+            ramdisk_path=paths.get("ramdisk"), kernel_args="", hostname=instance.hostname,
+            base_path=paths["machine"], base_format=instance.image_format))
         failpoint.hit("compute.launch.spawned")
         return True
 
@@ -231,6 +243,7 @@ class ComputeManager(Service):
         LOG.info("%s is terminated", instance.id)
 
     async def _remove(self, instance_id: str) -> None:
+        await self._deliveries.forget(instance_id)
         await self._driver.destroy(instance_id)
         failpoint.hit("compute.terminate.destroyed")
         if os.path.exists(self._path(instance_id)):

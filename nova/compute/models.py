@@ -21,8 +21,9 @@ class Instance(Record):
 
     `wanted` (``running`` or ``terminated``) is what its owner asked for and `state` (a name of EC2's) what its host
     last saw; the host converges the one to the other.  `images` has the SHA-256 of what it boots by role (machine,
-    kernel, ramdisk).  `reboots_wanted` counts the reboots asked for, `reboots_done` those done.  One that is
-    `locked` is neither rebooted nor terminated for its project.  Times are seconds since the epoch.
+    kernel, ramdisk), `image_format` the machine image's format (raw or qcow2).  `reboots_wanted` counts the reboots
+    asked for, `reboots_done` those done.  One that is `locked` is neither rebooted nor terminated for its project.
+    Times are seconds since the epoch.
     """
 
     project_id: str
@@ -43,6 +44,7 @@ class Instance(Record):
     zone: str
     launch_time: float
     images: dict[str, str] = field(default_factory=dict)
+    image_format: str = "raw"
     kernel_id: str = ""
     ramdisk_id: str = ""
     architecture: str = "x86_64"

@@ -4,6 +4,7 @@ Runs in namespaces of its own (see run_tests.sh): it makes a bridge and starts a
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -163,6 +164,35 @@ async def test_a_disk_without_its_base_is_an_error(rig: Rig) -> None:
     with pytest.raises(exception.NovaError, match="no-such-base"):
         await rig.driver.create_disk(str(rig.directory / "disk"), str(rig.directory / "no-such-base"), MB)
     assert not (rig.directory / "disk").exists()
+
+
+async def test_a_disk_of_a_qcow2_image_is_as_large_as_the_image_says(rig: Rig) -> None:
+    base, path = rig.directory / "base", rig.directory / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(base), "3G"], check=True)
+    await rig.driver.create_disk(str(path), str(base), 1 << 30, "qcow2")
+    if isinstance(rig.driver, FakeDriver):
+        assert path.stat().st_size == 3 << 30
+    else:
+        found = json.loads(subprocess.run(["qemu-img", "info", "--output=json", str(path)], capture_output=True,
+                                          check=True).stdout)
+        assert found["virtual-size"] == 3 << 30 and found["backing-filename-format"] == "qcow2"
+
+
+@pytest.mark.parametrize(("make", "why"), [
+    (["-b", "/etc/shadow", "-F", "raw"], "refers to another file"),
+    (["-o", "data_file=data.raw"], "refers to another file"),
+    (None, "no qcow2 file")], ids=["backing", "data", "raw"])
+async def test_a_disk_of_an_image_that_is_not_what_it_should_be_is_refused(rig: Rig, make: list[str] | None,
+                                                                           why: str) -> None:
+    base, path = rig.directory / "base", rig.directory / "disk"
+    if make is None:
+        base.write_bytes(b"x" * 4096)
+    else:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *make, str(base), "1G"], check=True,
+                       cwd=rig.directory)
+    with pytest.raises(exception.LaunchFailed, match=why):
+        await rig.driver.create_disk(str(path), str(base), 1 << 30, "qcow2")
+    assert not path.exists()
 
 
 async def test_a_spawned_guest_runs_and_is_spawned_once(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """The compute host with the fake hypervisor: whatever goes wrong, guests become what their records want."""
 
 import asyncio
+import errno
 import hashlib
 import os
 import time
@@ -19,12 +20,14 @@ from nova.compute.virt.base import DomainState, HypervisorError
 from nova.compute.virt.fake import FakeDriver
 from nova.datastore import Store
 from nova.flags import FLAGS
+from nova.image import download
 from nova.image.cache import ImageCache
 from nova.network.fake import FakeDriver as FakeNetwork
 from nova.network.manager import NetworkManager
 from nova.network.models import Network, network_of
 from nova.process import wait
 from nova.rpc import Bus
+from tests.functional.image_server import Server
 
 IMAGE = b"an image " * 1000
 SHA = hashlib.sha256(IMAGE).hexdigest()
@@ -35,23 +38,6 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10)
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.02)
-
-
-class Cache(ImageCache):
-    """The real cache, but images come from memory."""
-
-    content: bytes = IMAGE
-    error: exception.NovaError | None = None
-    gate: asyncio.Event | None = None
-    began = False
-
-    async def _get(self, image_id: str, chunk: Callable[[bytes], None]) -> None:
-        self.began = True
-        if self.gate:
-            await self.gate.wait()
-        if self.error:
-            raise self.error
-        chunk(self.content)
 
 
 class Driver(FakeDriver):
@@ -87,7 +73,8 @@ class Rig:
         self.store, self.directory = store, directory
         self.bus = Bus("memory://", "h1")
         self.driver = Driver(directory / "guests")
-        self.cache = Cache(str(directory / "cache"), store, lambda: "")
+        self.server = Server(store, IMAGE)
+        self.cache = ImageCache(str(directory / "cache"), store, lambda: self.server.url)
         self.network = NetworkManager(store, self.bus, FakeNetwork(str(directory / "networks")))
         self.manager = ComputeManager(store, self.bus, self.driver, self.cache)
 
@@ -101,19 +88,20 @@ class Rig:
 
     def restart_objects(self) -> None:
         """What a new process begins with."""
-        self.cache = Cache(str(self.directory / "cache"), self.store, lambda: "")
+        self.cache = ImageCache(str(self.directory / "cache"), self.store, lambda: self.server.url)
         self.manager = ComputeManager(self.store, self.bus, self.driver, self.cache)
 
     async def record(self, number: int = 1, tell: bool = True, **changes: Any) -> Instance:
         """Have an instance, as RunInstances does."""
         network = await network_of(self.store, "proj", "h1")
         id = f"i-{number:08x}"
-        values: dict[str, Any] = {"host": "h1", "launch_time": time.time(), "images": {"machine": SHA}} | changes
+        values: dict[str, Any] = {
+            "host": "h1", "launch_time": time.time(), "images": {"machine": SHA}, "disk_gb": 0} | changes
         tx = self.store.transaction()
         models.claim(tx, values["host"], SIZE, {"memory_mb": 10**6, "vcpus": 10**6})
         tx.create(Instance(
             id, project_id="proj", user_id="ann", reservation_id="r-1", launch_index=0, image_id="ami-1",
-            instance_type=SIZE.name, vcpus=SIZE.vcpus, memory_mb=SIZE.memory_mb, disk_gb=0, hostname=id,
+            instance_type=SIZE.name, vcpus=SIZE.vcpus, memory_mb=SIZE.memory_mb, hostname=id,
             uuid=models.new_uuid(), mac=models.mac_for(id), private_ip=tx.take(network.addresses, id),
             network_id="proj", zone="nova", **values))
         tx.create(UserData(id, data="eA=="))
@@ -165,9 +153,8 @@ async def idle(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rig.bus.start()
     assert await rig.bus.connected()
     yield rig
-    if rig.cache.gate:
-        rig.cache.gate.set()
     await rig.stop()
+    await rig.server.stop()
     await rig.bus.stop()
 
 
@@ -256,9 +243,9 @@ async def test_a_guest_that_runs_although_its_record_is_pending_and_old_is_not_g
 @pytest.mark.parametrize("damage", ["damaged", "gone"])
 async def test_an_instance_whose_image_is_unusable_is_given_up_at_once_with_the_reason(rig: Rig, damage: str) -> None:
     if damage == "damaged":
-        rig.cache.content = b"something else"
+        rig.server.content = b"something else"
     else:
-        rig.cache.error = exception.ImageUnavailable("ami-1 is not in the object store any more")
+        rig.server.code = 404
     await rig.record()
     instance = await rig.reached("terminated")
     expected = {"damaged": "ami-1 is damaged", "gone": "ami-1 is not in the object store any more"}[damage]
@@ -267,7 +254,7 @@ async def test_an_instance_whose_image_is_unusable_is_given_up_at_once_with_the_
 
 
 async def test_an_instance_that_is_given_up_gives_back_what_it_had(rig: Rig) -> None:
-    rig.cache.content = b"something else"
+    rig.server.content = b"something else"
     await rig.record()
     instance = await rig.reached("terminated")
     assert instance.private_ip == ""
@@ -290,25 +277,86 @@ async def test_an_instance_is_launched_when_its_network_host_is_up_again(idle: R
     assert (await idle.reached("running")).state_reason == ""
 
 
-async def test_an_instance_terminated_while_its_image_is_fetched_is_not_launched(rig: Rig) -> None:
-    rig.cache.gate = asyncio.Event()
+async def test_an_instance_terminated_while_its_image_is_fetched_is_gone_at_once(rig: Rig) -> None:
+    rig.server.gate.clear()
     await rig.record()
-
-    async def fetching() -> bool:
-        return rig.cache.began
-    await until(fetching)
+    await rig.server.began.wait()
     await rig.terminate()
-    rig.cache.gate.set()
     await rig.reached("terminated")
     assert "spawn" not in rig.driver.calls and await rig.guests() == {}
+    await rig.cache.sweep()
+    assert os.listdir(rig.directory / "cache") == []
 
 
-async def test_instances_of_one_image_fetch_it_once(rig: Rig) -> None:
-    for number in range(1, 6):
-        await rig.record(number)
-    for number in range(1, 6):
+async def test_fifty_instances_of_one_image_fetch_it_once_and_hold_up_nobody(rig: Rig) -> None:
+    await rig.record(99, images={"machine": SHA})
+    await rig.reached("running", "i-00000063")
+    image = b"another image " * 100_000
+    other = hashlib.sha256(image).hexdigest()
+    rig.server.content = image
+    rig.server.gate.clear()
+    rig.server.fetched.clear()
+    for number in range(1, 51):
+        await rig.record(number, images={"machine": other})
+    await rig.server.began.wait()
+    await rig.terminate("i-00000063")
+    await rig.reached("terminated", "i-00000063")
+    await rig.terminate("i-00000001")
+    await rig.reached("terminated")
+    rig.server.gate.set()
+    for number in range(2, 51):
         await rig.reached("running", f"i-{number:08x}")
+    assert set(os.listdir(rig.directory / "cache")) == {SHA, other}
+    # the one that was terminated may have been the one that fetched: another went on
+    assert len(rig.server.fetched) <= 2
+
+
+async def test_an_instance_waits_no_longer_for_its_image_than_it_may(idle: Rig) -> None:
+    FLAGS.launch_timeout, FLAGS.converge_interval = 1.0, 0.3
+    await idle.start()
+    idle.server.gate.clear()
+    await idle.record()
+    instance = await idle.reached("terminated")
+    assert "not running within 1 seconds" in instance.state_reason
+
+
+async def test_a_host_that_stops_while_it_fetches_goes_on_when_it_starts(rig: Rig) -> None:
+    rig.server.gate.clear()
+    await rig.record()
+    await rig.server.began.wait()
+    await asyncio.wait_for(rig.manager.stop(), 10)
+    rig.server.gate.set()
+    rig.restart_objects()
+    await rig.manager.start()
+    await rig.reached("running")
     assert os.listdir(rig.directory / "cache") == [SHA]
+
+
+async def test_an_image_that_only_a_living_instance_has_is_kept(rig: Rig) -> None:
+    await rig.running()
+    FLAGS.image_cache_age = 0.0
+    FLAGS.image_cache_gb = 1e-9
+    await rig.cache.sweep()
+    assert os.listdir(rig.directory / "cache") == [SHA]
+    await rig.terminate()
+    await rig.reached("terminated")
+    await rig.cache.sweep()
+    assert os.listdir(rig.directory / "cache") == []
+
+
+async def test_a_disk_is_grown_to_its_type(rig: Rig) -> None:
+    await rig.record(disk_gb=1)
+    await rig.reached("running")
+    assert os.path.getsize(rig.directory / "instances/i-00000001/disk") == 1 << 30
+
+
+async def test_a_host_without_room_for_the_image_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(download, "write_sparse", full)
+    await rig.record()
+    assert "no room for ami-1 on the disk of the host h1" in (await rig.reached("terminated")).state_reason
+    assert os.listdir(rig.directory / "cache") == []
 
 
 async def test_kernel_and_ramdisk_reach_the_guest(rig: Rig) -> None:

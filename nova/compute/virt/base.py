@@ -25,7 +25,8 @@ class Guest:
     """One virtual machine.
 
     `uuid` is what the guest sees in its SMBIOS; `bridge` must exist when the guest starts; the paths are absolute;
-    without a kernel the guest boots from its disk; empty `kernel_args` stand for the driver's default.
+    without a kernel the guest boots from its disk; empty `kernel_args` stand for the driver's default.  `base_path` and
+    `base_format` are the image that the disk was made from (empty: not known).
     """
 
     instance_id: str
@@ -40,6 +41,8 @@ class Guest:
     ramdisk_path: str | None
     kernel_args: str
     hostname: str
+    base_path: str = ""
+    base_format: str = "raw"
 
 
 class DomainState(StrEnum):
@@ -100,8 +103,10 @@ class ComputeDriver(ABC):
         """What one guest does; None when there is no such guest.  Its cost does not grow with the number of guests."""
 
     @abstractmethod
-    async def create_disk(self, path: str, base_path: str, size_bytes: int) -> None:
-        """Make a disk whose contents are those of `base_path` (a raw image, never written) until the guest writes.
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
+        """Make a disk whose contents are those of `base_path` (an image, never written) until the guest writes.
+
+        :param base_format: raw or qcow2
 
         Its size is `size_bytes`, or the base's when that is larger.  A disk that is there is left alone; one appears
         at `path` whole or not at all.

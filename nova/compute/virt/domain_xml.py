@@ -96,6 +96,11 @@ def _devices(domain: Element, guest: base.Guest) -> None:
     # and the base image that guests share is in the host's memory once
     SubElement(disk, "driver", name="qemu", type="qcow2", cache="writeback", discard="unmap")
     SubElement(disk, "source", file=_checked(guest.disk_path))
+    if guest.base_path:  # said outright, so that libvirt and QEMU look for nothing that a user's image may name
+        base_image = SubElement(disk, "backingStore", type="file")
+        SubElement(base_image, "format", type=_checked(guest.base_format))
+        SubElement(base_image, "source", file=_checked(guest.base_path))
+        SubElement(base_image, "backingStore")
     SubElement(disk, "target", dev="vda", bus="virtio")
 
     SubElement(devices, "controller", type="usb", model="none")

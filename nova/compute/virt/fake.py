@@ -39,11 +39,11 @@ class FakeDriver(base.ComputeDriver):
     async def guest_state(self, instance_id: str) -> DomainState | None:
         return self._state(instance_id)
 
-    async def create_disk(self, path: str, base_path: str, size_bytes: int) -> None:
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
         if os.path.exists(path):
             return
         with open(disk.temporary(path), "wb") as file:
-            file.truncate(disk.disk_size(base_path, size_bytes))
+            file.truncate(disk.disk_size(base_path, size_bytes, base_format))
         await disk.publish(path)
 
     async def spawn(self, guest: Guest) -> None:

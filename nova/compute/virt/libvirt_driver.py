@@ -95,8 +95,8 @@ class LibvirtDriver(base.ComputeDriver):
     async def guest_state(self, instance_id: str) -> DomainState | None:
         return await self._call(self._state_of, instance_id)
 
-    async def create_disk(self, path: str, base_path: str, size_bytes: int) -> None:
-        await disk.create_disk(path, base_path, size_bytes)
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
+        await disk.create_disk(path, base_path, size_bytes, base_format)
 
     async def spawn(self, guest: Guest) -> None:
         xml = domain_xml.build(guest, self._type, self._owner)
