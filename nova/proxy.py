@@ -5,8 +5,9 @@ client sends.  A request without the right secret came directly: nothing that it
 """
 
 import hmac
+from typing import Protocol
 
-from tornado.httputil import HTTPServerRequest
+from tornado.httputil import HTTPHeaders
 
 from nova.flags import FLAGS, DEFINE_string, check
 
@@ -16,7 +17,17 @@ DEFINE_string("proxy_secret", "", "by which requests are known that come through
 check("proxy_secret", lambda secret: " " not in secret, "it must not have spaces")
 
 
-def read(request: HTTPServerRequest) -> bool:
+class Request(Protocol):
+    """What is told anew; Tornado's HTTPServerRequest is one."""
+
+    protocol: str
+    remote_ip: str | None
+
+    @property
+    def headers(self) -> HTTPHeaders: ...
+
+
+def read(request: Request) -> bool:
     """Set the address and protocol of a request to those of nginx's client, if it came through nginx.
 
     The header is ``SECRET PROTOCOL ADDRESS [sendfile]``.

@@ -9,6 +9,7 @@ service are taken from the request's own scope, whatever they are, because real 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -82,6 +83,14 @@ class SignedRequest:
     path: str
     query: str
     headers: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, method: str, path: str, query: str, headers: Iterable[tuple[str, str]],
+           by_name: dict[str, str]) -> "SignedRequest":
+        """A request whose headers somebody has put together already, as in :attr:`by_name`."""
+        made = cls(method, path, query, tuple(headers))
+        vars(made)["by_name"] = by_name
+        return made
 
     def header(self, name: str) -> str | None:
         """The value of a header, the values joined by commas if it came several times; None without it."""

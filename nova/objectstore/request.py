@@ -54,10 +54,9 @@ def read(uri: str, host: str, domain: str = "") -> Target:
     path, _, query = uri.partition("?")
     if not path.startswith("/"):
         raise errors.InvalidURI()
-    name = host.rsplit(":", 1)[0].lower() if not host.endswith("]") else host
-    virtual = bool(domain) and name.endswith("." + domain.lower())
+    virtual = is_virtual(host, domain)
     if virtual:
-        bucket, key = name[:-len(domain) - 1], _decoded(path[1:])
+        bucket, key = _name(host)[:-len(domain) - 1], _decoded(path[1:])
     else:
         first, _, rest = path[1:].partition("/")
         bucket, key = _decoded(first), _decoded(rest)
@@ -69,6 +68,15 @@ def read(uri: str, host: str, domain: str = "") -> Target:
             name, _, value = item.partition("=")
             params.setdefault(_text(unquote_plus(name, "latin-1")), _text(unquote_plus(value, "latin-1")))
     return Target(path, query, bucket, key, params, _sub_resource(params), virtual)
+
+
+def is_virtual(host: str, domain: str) -> bool:
+    """Whether a Host header names a bucket, below this domain."""
+    return bool(domain) and _name(host).endswith("." + domain.lower())
+
+
+def _name(host: str) -> str:
+    return host.rsplit(":", 1)[0].lower() if not host.endswith("]") else host
 
 
 def _sub_resource(params: dict[str, str]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tornado import netutil, web
-from tornado.httpserver import HTTPServer
 
 from nova import exception
 from nova import service as nova_service
@@ -15,10 +14,11 @@ from nova.auth.gate import Gate
 from nova.context import request_id_var
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_string
+from nova.http1.server import Server
 from nova.objectstore import expiry
 from nova.objectstore.body import MAX_UPLOAD
 from nova.objectstore.files import Files
-from nova.objectstore.handler import Authenticator, S3Handler
+from nova.objectstore.handler import Authenticator, Parts, S3Application, S3Request, refusal
 from nova.objectstore.models import objects_path
 from nova.objectstore.sweep import sweep
 from nova.wire import rest_xml
@@ -29,8 +29,6 @@ DEFINE_string("s3_listen", "0.0.0.0", "address at which the object store listens
 
 #: seconds that running requests get when the service stops
 GRACE = 3.0
-_HEADER_SIZE = 64 << 10
-_READ_SIZE = 256 << 10
 
 
 class ObjectStoreService(nova_service.Service):
@@ -51,11 +49,11 @@ class ObjectStoreService(nova_service.Service):
         self._store, self._auth, self._extra = store, auth, tuple(extra_handlers)
         self.port = FLAGS.s3_port if port is None else port
         self._address = FLAGS.s3_listen if address is None else address
-        self._server: HTTPServer | None = None
+        self._server: Server | None = None
         self._files: Files | None = None
         self._clock = clock
         self._sweepers: list[asyncio.Task] = []
-        self._running: set[S3Handler] = set()
+        self._running: set[S3Request] = set()
 
     async def start(self) -> None:
         """Listen; returns when requests are served.
@@ -64,11 +62,9 @@ class ObjectStoreService(nova_service.Service):
         """
         self._files = Files(objects_path())
         rest_xml.s3()
-        parts = {"store": self._store, "files": self._files, "auth": self._auth, "running": self._running,
-                 "gate": Gate(self._store)}
-        application = web.Application([*self._extra, (r".*", S3Handler, parts)], log_function=_log_request)
-        self._server = HTTPServer(application, max_body_size=2 * MAX_UPLOAD, max_header_size=_HEADER_SIZE,
-                                  chunk_size=_READ_SIZE, idle_connection_timeout=120)
+        parts = Parts(self._store, self._files, self._auth, Gate(self._store), self._running)
+        others = web.Application([*self._extra], log_function=_log_request)
+        self._server = Server(S3Application(parts, others), refusal, max_body=2 * MAX_UPLOAD)
         sockets = netutil.bind_sockets(self.port, self._address)
         self.port = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)

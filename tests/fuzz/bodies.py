@@ -18,7 +18,7 @@ _CHECKSUM = "x-amz-checksum-crc32"
 _MODES = (b"unsigned", b"signed", b"trailer", b"signed-trailer")
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
+def pieces(data: bytes) -> Iterator[bytes]:
     """The data in pieces; the same data are always cut in the same way."""
     number = zlib.crc32(data)
     largest = len(data) if number & 15 or len(data) > 2000 else 2
@@ -78,7 +78,7 @@ def _check_chunks(data: bytes) -> str:
     mode = mode if mode in _MODES else _MODES[zlib.crc32(mode) % 4]
     length = int(announced) if announced.isdigit() and len(announced) < 20 else 10
     whole, error = _decode(mode, length, iter((body,)))
-    cut, cut_error = _decode(mode, length, _pieces(body))
+    cut, cut_error = _decode(mode, length, pieces(body))
     assert whole == cut and type(error) is type(cut_error), "another result when it is cut in another way"
     assert len(whole) <= length, "more than announced"
     if error:
@@ -102,9 +102,9 @@ def chunks() -> Target:
 def _check_frames(data: bytes) -> str:
     """Data that are put into chunks of some sizes come out as they were, however the frame is cut."""
     mode = _MODES[zlib.crc32(data) % 4]
-    framed = _frame(mode, list(_pieces(data[::-1]))) if len(data) < 4096 else _frame(mode, [data[:5000], data[5000:]])
+    framed = _frame(mode, list(pieces(data[::-1]))) if len(data) < 4096 else _frame(mode, [data[:5000], data[5000:]])
     expected = data[::-1] if len(data) < 4096 else data
-    decoded, error = _decode(mode, len(data), _pieces(framed))
+    decoded, error = _decode(mode, len(data), pieces(framed))
     assert error is None, f"refused: {error}"
     assert decoded == expected, "other data than were put in"
     return mode.decode()
@@ -144,7 +144,7 @@ def _parse(pieces: Iterator[bytes]) -> tuple[list, bytes, exception.ClientError 
 def _check_forms(data: bytes) -> str:
     """A form is read in the same way however it is cut, and a file's data never contain the boundary."""
     events, file, error = _parse(iter((data,)))
-    again = _parse(_pieces(data))
+    again = _parse(pieces(data))
     assert (events, type(error)) == (again[0], type(again[2])), "another result when it is cut in another way"
     assert file == again[1] or error, "other data when it is cut in another way"
     assert not any(b"\r\n--" + _BOUNDARY + end in file for end in (b"--", b"\r\n")), "a boundary in the file"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.fuzz import bodies, documents, requests, signatures
+from tests.fuzz import bodies, documents, http, requests, signatures
 from tests.fuzz.run import Target
 
 TARGETS: dict[str, Callable[[], Target]] = {
@@ -13,6 +13,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "xml": documents.xml,
     "policy": documents.policies,
     "conditions": requests.preconditions,
+    "http": http.requests,
     "request": requests.requests,
     "form": bodies.forms,
     "post-policy": documents.post_policies,
