@@ -20,7 +20,7 @@ from nova.objectstore.body import MAX_UPLOAD
 from nova.objectstore.files import Files
 from nova.objectstore.handler import Authenticator, Parts, S3Application, S3Request, refusal
 from nova.objectstore.models import objects_path
-from nova.objectstore.sweep import sweep
+from nova.objectstore.sweep import refuse_stranger, sweep
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,10 @@ class ObjectStoreService(nova_service.Service):
         """Listen; returns when requests are served.
 
         :raises OSError: the port is taken or the directory cannot be made
+        :raises StrangeDirectory: it is not that of the objects
         """
         self._files = Files(objects_path())
+        await refuse_stranger(self._store, self._files)
         rest_xml.s3()
         parts = Parts(self._store, self._files, self._auth, Gate(self._store), self._running)
         others = web.Application([*self._extra], log_function=_log_request)

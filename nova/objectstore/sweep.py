@@ -5,6 +5,8 @@ Nothing is removed where the datastore is not the one that knew the directory (i
 one): then its records are rebuilt first, ``nova-manage objectstore reindex``.
 """
 
+import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -23,10 +25,27 @@ DEFINE_integer("objects_sweep_interval", 3600, "seconds between two searches for
 _BATCH = 500
 #: the set of the directories whose files the datastore knows, by what their file `id` says
 _KNOWN = f"{PREFIX}object-directories"
+#: ARGV: key of the set, an id.  Adds it to an empty set; whether that could be.
+_FIRST = """
+if redis.call('SCARD', ARGV[1]) > 0 then return 0 end
+return redis.call('SADD', ARGV[1], ARGV[2])
+"""
+#: how often, and after how many seconds, an id is looked for that another process is about to write
+_TURNS, _PAUSE = 10, 0.2
+
+
+class StrangeDirectory(exception.NovaError):
+    """There is none of the objects in it that the datastore has."""
+
+    message = ("{path} has no file 'id': it is not the directory of the objects that Redis knows. Is it mounted? If it "
+               "is to take their place, run 'nova-manage objectstore reindex' first")
 
 
 async def is_known(store: Store, files: Files) -> bool:
-    """Whether the datastore has the records of the files; a new directory becomes known to it.
+    """Whether the datastore has the records of the files; the first directory of all becomes known to it.
+
+    A directory without an id is not known where there is another: it is what the host has in place of the one that all
+    share, say because that is not mounted.
 
     :raises DatastoreUnavailable:
     """
@@ -34,14 +53,31 @@ async def is_known(store: Store, files: Files) -> bool:
     if there:
         return bool(await store.attempt(store.redis.sismember(_KNOWN, there)))
     id = uuid.uuid4().hex
-    await store.attempt(store.redis.sadd(_KNOWN, id))  # first: a directory with an id that nobody knows is a lost one
+    # first: a directory with an id that nobody knows is a lost one
+    if not await store.script(_FIRST, [_KNOWN.encode(), id.encode()]):
+        return False
     await process.wait(files.pool.run(files.set_id, id))
     return True
+
+
+async def refuse_stranger(store: Store, files: Files) -> None:
+    """Refuse to work with a directory that is empty where the objects should be: what is put there, others do not
+    find.
+
+    :raises StrangeDirectory:
+    """
+    with contextlib.suppress(exception.DatastoreUnavailable):  # then nobody is served; the sweep will tell
+        for _ in range(_TURNS):
+            if await is_known(store, files) or await process.wait(files.pool.run(files.id)):
+                return
+            await asyncio.sleep(_PAUSE)  # another process is just giving it an id
+        raise StrangeDirectory(path=files.root)
 
 
 async def make_known(store: Store, files: Files) -> None:
     """The datastore has the records of the files now."""
     if not await is_known(store, files):
+        await process.wait(files.pool.run(files.set_id, uuid.uuid4().hex))
         await store.attempt(store.redis.sadd(_KNOWN, await process.wait(files.pool.run(files.id))))
 
 

@@ -182,19 +182,27 @@ class CompleteMultipartUpload(Operation):
     async def run(self, received: Received) -> Response:
         listed = self._listed()
         try:
-            upload = await find_upload(self)
+            upload, chosen = await self._chosen(listed)
         except errors.NoSuchUpload:
             return self._result(await self._completed_before())
         may_replace = objects.write_check(self.headers)
-        chosen = multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
         self._check_announced(upload, sum(part.size for part in chosen))
         given = {name: checksums.encode(digest) for name, digest in checksums.given(self.headers).items()}
         task = asyncio.ensure_future(multipart.complete(self.call.store, self.call.files, self.bucket, upload, chosen,
                                                         given, may_replace))
         done, _ = await asyncio.wait([task], timeout=_PATIENCE)
         if done:
-            return self._result(task.result())
+            return self._result(await self._outcome(task))
         return Response(headers={"Content-Type": "application/xml"}, body=self._signs_of_life(task))
+
+    async def _chosen(self, listed: list[multipart.Listed]) -> tuple[records.Upload, list[records.Part]]:
+        """The upload, and its parts that are listed; :raises S3Error: as :func:`nova.objectstore.multipart.choose`"""
+        upload = await find_upload(self)
+        try:
+            return upload, multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
+        except errors.InvalidPart:
+            await find_upload(self)  # it may have ended just now, and its parts with it
+            raise
 
     def _check_announced(self, upload: records.Upload, size: int) -> None:
         """Compare what the headers say of the object; :raises InvalidRequest:"""
@@ -221,6 +229,14 @@ class CompleteMultipartUpload(Operation):
         if not 0 < len(listed) <= multipart.MAX_PARTS:
             raise errors.MalformedXML()
         return listed
+
+    async def _outcome(self, task: "asyncio.Task[records.Object]") -> records.Object:
+        """The object; that of another request for the same if it was faster: a client asks again when it gets
+        impatient, and another process may serve it."""
+        try:
+            return await task
+        except errors.NoSuchUpload:
+            return await self._completed_before()
 
     async def _completed_before(self) -> records.Object:
         """The object, if this upload became it: the client did not get the first answer, and asks again."""
@@ -249,7 +265,7 @@ class CompleteMultipartUpload(Operation):
         while not (await asyncio.wait([task], timeout=_PATIENCE))[0]:
             yield b" "
         try:
-            document = rest_xml.write_body("CompleteMultipartUpload", self._members(task.result()))
+            document = rest_xml.write_body("CompleteMultipartUpload", self._members(await self._outcome(task)))
         except (exception.NovaError, OSError) as error:
             log.warning("completing an upload failed: %s", error)
             shown = errors.translate(error)
