@@ -43,8 +43,7 @@ from nova.network.linux import LinuxDriver
 from nova.network.manager import NetworkManager
 from nova.objectstore import images as object_images
 from nova.objectstore import objects
-from nova.objectstore.files import Files
-from nova.objectstore.models import objects_path
+from nova.objectstore.driver import open_files
 from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat, Service
@@ -214,7 +213,7 @@ def objectstore(store: Store, bus: Bus) -> list[Service]:
     """nova-objectstore: the S3 server, and the images made from what is in it."""
     async def open_object(bucket: str, key: str):
         return await objects.open_object(store, bucket, key)
-    files = object_images.ImageFiles(store, Files(objects_path()))
+    files = object_images.ImageFiles(store, open_files())
     manager = ImageManager(store, bus, open_object, authority().key_path, files)
     auth = AuthManager(store)
     server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store))

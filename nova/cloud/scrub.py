@@ -21,8 +21,9 @@ from nova.context import Context
 from nova.datastore import Store
 from nova.image.models import Image
 from nova.objectstore import buckets, errors, multipart, objects
-from nova.objectstore.files import Files
-from nova.objectstore.models import Bucket, objects_path
+from nova.objectstore.driver import open_files
+from nova.objectstore.models import Bucket
+from nova.objectstore.storage import Storage
 from nova.rpc import Bus
 
 #: seconds that a scrub waits for the instances' end
@@ -105,14 +106,14 @@ class Scrubber:
 
     async def delete_buckets(self, context: Context, names: Sequence[str]) -> None:
         """Empty and remove buckets; files that other hosts keep are found by their sweeps."""
-        files = Files(objects_path())
+        files = open_files()
         try:
             for bucket in await self.store.get_many(Bucket, names):
                 await self._delete_bucket(files, bucket)
         finally:
             files.close()
 
-    async def _delete_bucket(self, files: Files, bucket: Bucket) -> None:
+    async def _delete_bucket(self, files: Storage, bucket: Bucket) -> None:
         for attempt in range(_TRIES):
             for member in await self.store.attempt(self.store.redis.zrange(bucket.uploads_key, 0, -1)):
                 key, _, id = member.decode().rpartition("\0")

@@ -10,8 +10,9 @@ from nova.auth import quota
 from nova.cloud import verify as cloud_verify
 from nova.manage.command import FAILED, OK, Argument, Command, Refused, Row, Session
 from nova.objectstore import reindex, verify
-from nova.objectstore.files import Files
+from nova.objectstore.driver import open_files
 from nova.objectstore.models import Bucket, objects_path
+from nova.objectstore.storage import Storage
 
 #: seconds before the first sign of progress; between two of them on a terminal, and elsewhere
 _PATIENCE, _OFTEN, _SELDOM = 2.0, 0.5, 30.0
@@ -44,18 +45,18 @@ class Progress:
             print(file=sys.stderr)
 
 
-def _files() -> Files:
+def _files() -> Storage:
     """The files of this host; :raises Refused: there are none"""
     path = objects_path()
     if not os.path.isdir(path):
         raise Refused(f"there is no directory {path}; --objects_path says where the objects are")
-    return Files(path)
+    return open_files()
 
 
 async def _reindex(session: Session, arguments: argparse.Namespace) -> int:
     files, progress = _files(), Progress()
     try:
-        session.confirm(f"rebuild the records of the objects in {files.root}")
+        session.confirm(f"rebuild the records of the objects in {files.place}")
         report = await reindex.reindex(session.store, files, progress)
     finally:
         progress.end()

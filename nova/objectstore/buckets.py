@@ -12,8 +12,8 @@ from typing import Any
 from nova import exception, failpoint, process
 from nova.datastore import Store
 from nova.objectstore import errors
-from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket
+from nova.objectstore.storage import Storage
 
 failpoint.declare("objectstore.bucket.committed", "the bucket is made or changed, its description is not")
 failpoint.declare("objectstore.bucket.deleted", "the bucket is gone, its description is not")
@@ -39,7 +39,7 @@ def check_name(name: str) -> None:
         raise errors.InvalidBucketName()
 
 
-async def create(store: Store, files: Files, name: str, project_id: str, user_id: str, location: str = "",
+async def create(store: Store, files: Storage, name: str, project_id: str, user_id: str, location: str = "",
                  configuration: dict[str, Any] | None = None) -> Bucket:
     """Make a bucket.
 
@@ -63,7 +63,7 @@ async def create(store: Store, files: Files, name: str, project_id: str, user_id
                 raise errors.BucketAlreadyOwnedByYou() from None
 
 
-async def _describe(files: Files, bucket: Bucket) -> Bucket:
+async def _describe(files: Storage, bucket: Bucket) -> Bucket:
     failpoint.hit("objectstore.bucket.committed")
     await process.wait(files.pool.run(files.buckets.put, bucket))
     return bucket
@@ -90,7 +90,7 @@ async def again(store: Store, bucket: Bucket) -> Bucket:
     return found
 
 
-async def change(store: Store, files: Files, bucket: Bucket,
+async def change(store: Store, files: Storage, bucket: Bucket,
                  changes: Callable[[Bucket], dict[str, Any] | None]) -> None:
     """Change a bucket's configuration or versioning, in the datastore and then on the disk.
 
@@ -107,7 +107,7 @@ async def change(store: Store, files: Files, bucket: Bucket,
         raise errors.NoSuchBucket() from None
 
 
-async def configure(store: Store, files: Files, bucket: Bucket, name: str, value: Any) -> None:
+async def configure(store: Store, files: Storage, bucket: Bucket, name: str, value: Any) -> None:
     """:func:`change` of one of the sub-resources that a bucket's `configuration` has.
 
     :param value: what JSON has; None removes it
@@ -120,7 +120,7 @@ async def configure(store: Store, files: Files, bucket: Bucket, name: str, value
     await change(store, files, bucket, changes)
 
 
-async def delete(store: Store, files: Files, bucket: Bucket) -> None:
+async def delete(store: Store, files: Storage, bucket: Bucket) -> None:
     """Remove a bucket that has neither versions of objects nor uploads.
 
     :raises BucketNotEmpty, NoSuchBucket:

@@ -11,9 +11,9 @@ from nova import exception
 from nova.datastore import Store
 from nova.flags import FLAGS, DEFINE_integer
 from nova.objectstore import errors, lifecycle, listing, multipart, objects, versions
-from nova.objectstore.files import Files
 from nova.objectstore.lifecycle import Rule
 from nova.objectstore.models import Bucket, Object, Upload, object_id
+from nova.objectstore.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class _Changed(Exception):
     """An object is not what was judged."""
 
 
-async def apply(store: Store, files: Files, clock: Callable[[], float]) -> int:
+async def apply(store: Store, files: Storage, clock: Callable[[], float]) -> int:
     """Remove what has expired in all buckets; returns how many objects and uploads that were.
 
     :param clock: tells the time, in seconds since 1970
@@ -50,7 +50,7 @@ async def apply(store: Store, files: Files, clock: Callable[[], float]) -> int:
     return removed
 
 
-async def _expire_objects(store: Store, files: Files, bucket: Bucket, rules: list[Rule], now: float) -> int:
+async def _expire_objects(store: Store, files: Storage, bucket: Bucket, rules: list[Rule], now: float) -> int:
     removed = 0
     async for members in _batches(store, bucket.keys_key):
         for found in await objects.read_many(store, bucket, members):
@@ -66,7 +66,7 @@ async def _expire_objects(store: Store, files: Files, bucket: Bucket, rules: lis
     return removed
 
 
-async def _expire_versions(store: Store, files: Files, bucket: Bucket, rules: list[Rule], now: float) -> int:
+async def _expire_versions(store: Store, files: Storage, bucket: Bucket, rules: list[Rule], now: float) -> int:
     """Remove versions that are not current, and delete markers that are all that is left of their keys."""
     removed = 0
     async for record in _over(store, bucket, rules, now):
@@ -125,7 +125,7 @@ def _unchanged(judged: Object) -> objects.Check:
     return check
 
 
-async def _abort_uploads(store: Store, files: Files, bucket: Bucket, rules: list[Rule], now: float) -> int:
+async def _abort_uploads(store: Store, files: Storage, bucket: Bucket, rules: list[Rule], now: float) -> int:
     removed = 0
     async for members in _batches(store, bucket.uploads_key):
         for upload in await store.get_many(Upload, [m.rpartition(b"\0")[2].decode() for m in members]):
@@ -150,7 +150,7 @@ async def _batches(store: Store, key: str) -> AsyncIterator[list[bytes]]:
         start = b"(" + members[-1]
 
 
-async def once(store: Store, files: Files, clock: Callable[[], float]) -> None:
+async def once(store: Store, files: Storage, clock: Callable[[], float]) -> None:
     """:func:`apply`; what keeps it from its work is logged, and the next turn tries again."""
     try:
         await apply(store, files, clock)

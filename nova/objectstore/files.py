@@ -1,4 +1,4 @@
-"""The files of the object store: written once, whole or not at all, never changed.
+"""The files of the object store in a directory.
 
 A file is written without a name and gets one when all of it, and its description (nova.objectstore.description), is on
 the disk (O_TMPFILE, fsync, linkat, fsync of the directory); only then is it named in a record.  A crash in between
@@ -12,12 +12,11 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from types import TracebackType
 from typing import BinaryIO
 
-from nova import exception, failpoint, process
+from nova import failpoint, process
 from nova.datastore import Record
-from nova.objectstore import description
+from nova.objectstore import description, storage
 from nova.objectstore.description import ASIDE, TEMPORARY
 from nova.objectstore.models import Object, Part
 
@@ -32,8 +31,8 @@ _SMALL = 1 << 20
 QUARANTINE = "quarantine"
 
 
-class Writer:
-    """A file that is being written; it vanishes unless :meth:`publish` is called."""
+class Writer(storage.Writer):
+    """A file that is being written."""
 
     def __init__(self, root: str, name: str):
         self._root = root
@@ -50,8 +49,7 @@ class Writer:
             self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=self._directory)
         self._open = True
 
-    def write(self, data: bytes) -> None:
-        """Append."""
+    def write(self, data: bytes, /) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._file, view):]
@@ -71,10 +69,6 @@ class Writer:
             os.ftruncate(self._file, end + size)
 
     def publish(self, record: Record) -> None:
-        """Put all of it on the disk and give it its name.
-
-        :param record: what will name it, which is what it is described as
-        """
         target = os.path.basename(self.name)
         data = description.encode(record)
         attached = description.attach(self._file, data)
@@ -95,7 +89,6 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Let go of it; what was not published is gone.  May be called again."""
         if self._open:
             self._open = False
             if self._temporary:
@@ -103,42 +96,35 @@ class Writer:
             os.close(self._file)
             os.close(self._directory)
 
-    def __enter__(self) -> "Writer":
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
-
-
-class Files:
+class Files(storage.Storage):
     """The directory of the files.
 
     :param root: its absolute path; made when missing
     """
 
+    nginx_has_them = True
+
     def __init__(self, root: str):
-        self.root = root
+        self.root = self.place = root
         os.makedirs(os.path.join(root, QUARANTINE), mode=0o750, exist_ok=True)
         self.buckets = description.Register(os.path.join(root, "buckets"))
         self.uploads = description.Register(os.path.join(root, "uploads"))
         self.pool = process.Pool(8, "objects")
 
     def new(self, owner: str, size: int = 0) -> Writer:
-        """Begin a file.
-
-        :param owner: one letter and a hyphen, then the id of the record that will name it, which the sweep looks up
-        :param size: how many bytes it will have, as far as that is known
-        :raises OSError: (ENOSPC) there is no room for it on the disk
-        """
         if size >= _SMALL:
             there = os.statvfs(self.root)
             if there.f_bavail * there.f_frsize < size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.root)
         return Writer(self.root, f"{owner}-{uuid.uuid4().hex}")
 
+    def put(self, record: Object | Part, data: bytes) -> None:
+        with Writer(self.root, os.path.basename(record.file)) as writer:
+            writer.write(data)
+            writer.publish(record)
+
     def id(self) -> str:
-        """What the directory is called; empty: it has no name yet."""
         try:
             with open(os.path.join(self.root, "id")) as file:
                 return file.read()
@@ -146,23 +132,15 @@ class Files:
             return ""
 
     def set_id(self, id: str) -> None:
-        """Name the directory, unless somebody was faster."""
         with description.locked(self.root) as directory:
             if not self.id():
                 description.write_aside(directory, "id", id.encode())
                 os.fsync(directory)
 
-    def name(self, owner: str) -> str:
-        """A name for a copy; :param owner: as for :meth:`new`"""
-        name = f"{owner}-{uuid.uuid4().hex}"
-        return f"{name[2:4]}/{name}"
-
     def link(self, file: str, record: Object) -> None:
-        """Another name for the same bytes: the one that `record` has.
+        """Give the same bytes another name: the one that `record` has.
 
         Its description is beside it, and is on the disk first: the attribute of the file says what others are.
-
-        :raises FileNotFoundError: the file is gone
         """
         target = self.path(record.file)
         directory = os.open(_make_directory(self.root, os.path.basename(target)), os.O_RDONLY | os.O_DIRECTORY)
@@ -179,12 +157,7 @@ class Files:
             os.close(directory)
 
     def take(self, path: str, record: Object) -> None:
-        """Make a finished file of somebody else's one of the store's: the one that `record` names.
-
-        Where both are in one file system it is only renamed.  Its old name is gone afterwards.
-
-        :raises OSError: (ENOSPC) there is no room for it
-        """
+        """Where both are in one file system it is only renamed."""
         name = os.path.basename(record.file)
         directory = os.open(_make_directory(self.root, name), os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -206,25 +179,20 @@ class Files:
         finally:
             os.close(directory)
 
-    def mark(self, record: Object) -> None:
-        """Make the empty file of a delete marker."""
-        with Writer(self.root, os.path.basename(record.file)) as writer:
-            writer.publish(record)
-
     def describe(self, record: Object | Part) -> None:
-        """Describe the file of a record that was changed, unless it is gone; later changes are not undone."""
         description.describe(self.path(record.file), record)
 
     def description(self, file: str) -> Record:
-        """What a file is described as; :raises description.Unreadable:"""
         return description.read(self.path(file))
 
-    def open(self, found: Object | Part) -> BinaryIO:
-        """Open the file of a record.
+    def open(self, found: Object | Part, start: int = 0, length: int | None = None) -> storage.Reader:
+        file = self._open(found)
+        if length is not None and length < found.size - start:
+            return _Range(file, start, length)
+        file.seek(start)
+        return file
 
-        :raises FileNotFoundError: it is gone
-        :raises OSError: (EIO) it has not as many bytes as the record says
-        """
+    def _open(self, found: Object | Part) -> BinaryIO:
         file = open(self.path(found.file), "rb", 0)
         size = os.fstat(file.fileno()).st_size
         if size != found.size:
@@ -232,8 +200,22 @@ class Files:
             raise OSError(errno.EIO, f"it has {size} bytes, not {found.size}", found.file)
         return file
 
+    def read_cached(self, found: Object, start: int, length: int) -> bytes | None:
+        """Does not wait for the disk: what is few and still in memory is read at once, because to hand it to a thread
+        takes longer."""
+        buffer = bytearray(length)
+        with self._open(found) as file:
+            try:
+                return bytes(buffer) if os.preadv(file.fileno(), [buffer], start, os.RWF_NOWAIT) == length else None
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    return None
+                raise
+
+    def remove_unfinished(self) -> None:
+        """A dead writer's file is gone, or is among those that have no record."""
+
     def quarantine(self, record: Object | Part) -> None:
-        """Put a damaged file, and what it is described as, where nobody reads it."""
         place = os.path.join(self.root, QUARANTINE)
         name = os.path.basename(record.file)
         with description.locked(place) as directory:
@@ -245,7 +227,6 @@ class Files:
             os.fsync(directory)
 
     def quarantined(self) -> list[str]:
-        """What is in quarantine and still has its record: names for :meth:`description`."""
         names = sorted(os.listdir(os.path.join(self.root, QUARANTINE)))
         return [f"{QUARANTINE}/{name.removesuffix(ASIDE)}" for name in names if name.endswith(ASIDE)]
 
@@ -254,14 +235,9 @@ class Files:
         return os.path.join(self.root, file)
 
     def exists(self, file: str) -> bool:
-        """Whether a file is there."""
         return os.path.exists(self.path(file))
 
     def read(self, file: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes of a file, block by block.
-
-        :raises FileNotFoundError: the file is gone
-        """
         with open(self.path(file), "rb", buffering=0) as f:
             f.seek(start)
             while length is None or length > 0:
@@ -272,8 +248,18 @@ class Files:
                     length -= len(block)
                 yield block
 
+    def reread(self, file: str) -> Iterator[bytes]:
+        with open(self.path(file), "rb", buffering=0) as f:
+            # what is in memory may be better than what is on the disk
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while block := f.read(_BLOCK):
+                yield block
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def local(self, found: Object, directory: str) -> str:
+        return self.path(found.file)
+
     def remove(self, *files: str) -> None:
-        """Remove files that no record names any more; they may be gone already."""
         for file in files:
             try:
                 os.unlink(self.path(file))
@@ -290,7 +276,6 @@ class Files:
             os.rename(aside, aside + ".removed")
 
     def names(self, older_than: float) -> Iterator[str]:
-        """The files that got their name more than `older_than` seconds ago, and descriptions that lack their file."""
         limit = time.time() - older_than
         for directory in sorted(os.listdir(self.root)):
             path = os.path.join(self.root, directory)
@@ -305,17 +290,23 @@ class Files:
                         if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_ctime < limit:
                             yield f"{directory}/{entry.name}"
 
+
+class _Range:
+    """A range of an open file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self._file, self._left = file, length
+        file.seek(start)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes."""
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
     def close(self) -> None:
-        """Let the threads end."""
-        self.pool.close()
-
-
-def owner_of(file: str) -> tuple[str, str]:
-    """The letter and the id of the record for which a file was made; two empty strings for no such file."""
-    name = os.path.basename(file).removesuffix(ASIDE)
-    letter, _, rest = name.partition("-")
-    id, _, unique = rest.rpartition("-")
-    return (letter, id) if id and unique else ("", "")
+        """Close the file."""
+        self._file.close()
 
 
 def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
@@ -334,24 +325,6 @@ def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(file, start, os.SEEK_HOLE)
         yield start, end
-
-
-class Undo:
-    """Removes files that were published when the block ends in an error that says that no record names them.
-
-    After any other error (the datastore did not answer, say) a record may name them, and the sweep decides.
-    """
-
-    def __init__(self, files: Files, *names: str):
-        self._files, self._names = files, names
-
-    def __enter__(self) -> "Undo":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if isinstance(error, exception.S3Error):
-            self._files.remove(*self._names)
 
 
 def _make_directory(root: str, name: str) -> str:

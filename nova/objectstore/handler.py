@@ -33,12 +33,12 @@ from nova.http1.reading import Headers
 from nova.http1.server import Connection, date
 from nova.objectstore import body, cors, errors, operations, request
 from nova.objectstore.body import MAX_UPLOAD, Expected, Received, Receiver
-from nova.objectstore.files import Files
 from nova.objectstore.forms import boundary_of
 from nova.objectstore.models import Bucket
 from nova.objectstore.operations import form
 from nova.objectstore.operations.base import Anonymous, Call, Identity, Operation, Response
 from nova.objectstore.serving import hand_over
+from nova.objectstore.storage import Storage
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Parts:
     """What all requests share; `running` are those that are being served."""
 
     store: Store
-    files: Files
+    files: Storage
     auth: Authenticator
     gate: Gate
     running: "set[S3Request]" = field(default_factory=set)

@@ -20,9 +20,9 @@ from nova.datastore import Store
 from nova.image import models
 from nova.image.models import Image, ImageName
 from nova.objectstore import conditions, errors, objects
-from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.serving import FileBody, StoredFile, body_of, hand_over
+from nova.objectstore.storage import Storage, discard
 from nova.objectstore.versions import Change
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class ImageFiles:
     :param files: of the object store on this host
     """
 
-    def __init__(self, store: Store, files: Files):
+    def __init__(self, store: Store, files: Storage):
         self._store, self.files = store, files
 
     async def find(self, image_id: str) -> Object | None:
@@ -86,7 +86,7 @@ class ImageFiles:
         old = await self._commit(image, new, changes)
         failpoint.hit("image.committed")
         if old is not None:
-            await process.wait(self.files.pool.run(self.files.remove, old.file))
+            await discard(self.files, old.file)
 
     async def _commit(self, image: Image, new: Object, changes: dict[str, Any]) -> Object | None:
         """:returns: the object that was replaced"""
@@ -99,7 +99,7 @@ class ImageFiles:
         except (exception.Exists, exception.NotFound, exception.Conflict):
             if await objects.named(self._store, new.file) is not None:
                 return None  # it was done, the answer got lost
-            await process.wait(self.files.pool.run(self.files.remove, new.file))
+            await discard(self.files, new.file)
             raise exception.Conflict(kind="image", id=image.id) from None
         return old
 
@@ -124,7 +124,7 @@ class ImageFiles:
             log.info("the image %s was changed or removed by somebody else", image_id)
             return
         failpoint.hit("image.removed")
-        await process.wait(self.files.pool.run(self.files.remove, found.file))
+        await discard(self.files, found.file)
 
 
 async def restore(store: Store, told: Object) -> bool:
@@ -195,7 +195,7 @@ class ImageHandler(tornado.web.RequestHandler):
         start, length = self._describe(found)
         if self.request.method == "HEAD" or not length:
             return
-        if sends_files:
+        if sends_files and self._images.files.nginx_has_them:
             self._images.files.open(found).close()  # it is there, and as large as it should be
             part = (start, length) if length < found.size else None
             told = hand_over(StoredFile(found.file, part), self._headers.get_all())

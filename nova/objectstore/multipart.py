@@ -16,8 +16,8 @@ from nova import exception, failpoint, process
 from nova.auth import quota
 from nova.datastore import Store, Transaction
 from nova.objectstore import checksums, errors, objects
-from nova.objectstore.files import Files, Undo
 from nova.objectstore.models import Bucket, Object, Part, Upload, object_id, part_id, upload_member
+from nova.objectstore.storage import Storage, Undo, discard
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Listed:
     checksums: dict[str, str]
 
 
-async def create(store: Store, files: Files, bucket: Bucket, upload: Upload) -> None:
+async def create(store: Store, files: Storage, bucket: Bucket, upload: Upload) -> None:
     """Begin an upload; :raises NoSuchBucket: somebody removed the bucket"""
     tx = store.transaction()
     tx.require_exists(Bucket, bucket.id)
@@ -68,7 +68,7 @@ def _is_id(text: str) -> bool:
     return len(text) == 32 and text.isalnum() and text.isascii()
 
 
-async def put_part(store: Store, files: Files, upload: Upload, part: Part) -> None:
+async def put_part(store: Store, files: Storage, upload: Upload, part: Part) -> None:
     """Put a part whose file is published in place of what had its number.
 
     :raises NoSuchUpload: it is over
@@ -98,7 +98,7 @@ async def put_part(store: Store, files: Files, upload: Upload, part: Part) -> No
             continue
         break
     if old is not None:
-        await process.wait(files.pool.run(files.remove, old.file))
+        await discard(files, old.file)
 
 
 def _raise_if_over(error: exception.NovaError) -> None:
@@ -123,11 +123,11 @@ class _End:
             tx.delete(part)
         return sum(part.size for part in self.parts)
 
-    async def remove_files(self, files: Files) -> None:
+    async def remove_files(self, files: Storage) -> None:
         """Remove the description first, then what the records named: parts are nothing without their upload."""
         failpoint.hit("objectstore.upload.ended")
         await process.wait(files.pool.run(files.uploads.remove, self._upload))
-        await process.wait(files.pool.run(files.remove, *(part.file for part in self.parts)))
+        await discard(files, *(part.file for part in self.parts))
 
 
 async def parts_of(store: Store, upload: Upload) -> list[Part]:
@@ -159,7 +159,7 @@ def choose(parts: list[Part], listed: list[Listed]) -> list[Part]:
     return chosen
 
 
-async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, chosen: list[Part],
+async def complete(store: Store, files: Storage, bucket: Bucket, upload: Upload, chosen: list[Part],
                    given: dict[str, str], check: objects.Check | None = None) -> Object:
     """Make the object of an upload's parts.
 
@@ -172,14 +172,14 @@ async def complete(store: Store, files: Files, bucket: Bucket, upload: Upload, c
         new = await process.wait(files.pool.run(_assemble, files, bucket, upload, chosen, given))
     except FileNotFoundError:
         raise errors.NoSuchUpload() from None
-    with Undo(files, new.file):
+    async with Undo(files, new.file):
         new = await objects.put(store, files, bucket, new, check, end)
     failpoint.hit("objectstore.complete.committed")
     await end.remove_files(files)
     return new
 
 
-def _assemble(files: Files, bucket: Bucket, upload: Upload, chosen: list[Part], given: dict[str, str]) -> Object:
+def _assemble(files: Storage, bucket: Bucket, upload: Upload, chosen: list[Part], given: dict[str, str]) -> Object:
     """Write the object's file; runs in a thread."""
     id = object_id(upload.bucket, upload.key)
     algorithm = upload.checksum_algorithm
@@ -226,7 +226,7 @@ def _part_checksums(algorithm: str, chosen: list[Part]) -> list[str]:
     return sums if len(sums) == len(chosen) else []
 
 
-async def abort(store: Store, files: Files, bucket: Bucket, upload: Upload) -> None:
+async def abort(store: Store, files: Storage, bucket: Bucket, upload: Upload) -> None:
     """End an upload without an object; :raises NoSuchUpload: somebody was faster"""
     end = _End(store, bucket, upload)
     while True:

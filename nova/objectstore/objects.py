@@ -20,8 +20,8 @@ from nova import exception, failpoint, process
 from nova.auth import quota
 from nova.datastore import Store, Transaction
 from nova.objectstore import buckets, conditions, errors, versions
-from nova.objectstore.files import Files, Undo, owner_of
 from nova.objectstore.models import Bucket, Object, object_id
+from nova.objectstore.storage import Storage, Undo, discard, owner_of
 from nova.objectstore.versions import Change
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ async def check_room(store: Store, bucket: Bucket, size: int) -> None:
     (await quota.allowance(store, bucket.project_id, bucket.user_id)).check({quota.OBJECT_GB: size})
 
 
-async def put(store: Store, files: Files, bucket: Bucket, new: Object, check: Check | None = None,
+async def put(store: Store, files: Storage, bucket: Bucket, new: Object, check: Check | None = None,
               also: Also | None = None) -> Object:
     """Make an object whose file is published the current version of its key.
 
@@ -148,7 +148,7 @@ async def put(store: Store, files: Files, bucket: Bucket, new: Object, check: Ch
     return made.after[0]
 
 
-async def delete(store: Store, files: Files, bucket: Bucket, key: str, version: str | None = None,
+async def delete(store: Store, files: Storage, bucket: Bucket, key: str, version: str | None = None,
                  check: Check | None = None) -> Object | None:
     """Remove an object; nothing happens if there is none.
 
@@ -178,7 +178,7 @@ async def delete(store: Store, files: Files, bucket: Bucket, key: str, version: 
         return target
 
 
-async def change(store: Store, files: Files, bucket: str, key: str, version: str | None,
+async def change(store: Store, files: Storage, bucket: str, key: str, version: str | None,
                  changes: Callable[[Object], dict[str, Any]]) -> Object:
     """Change fields of an object's record that say nothing of its bytes, such as tags, in the datastore and then on the
     disk; arguments and errors as :func:`open_object`.
@@ -203,7 +203,7 @@ def planned(bucket: Bucket, new: Object) -> Object:
                                version_id=versions.new_id(new.file) if bucket.versioning == versions.ENABLED else "")
 
 
-async def _mark(store: Store, files: Files, bucket: Bucket, key: str, check: Check | None) -> Object:
+async def _mark(store: Store, files: Storage, bucket: Bucket, key: str, check: Check | None) -> Object:
     """Put a delete marker."""
     if check:
         check(versions.live(await find(store, bucket.id, key)))
@@ -213,14 +213,14 @@ async def _mark(store: Store, files: Files, bucket: Bucket, key: str, check: Che
         size=0, md5="", sha256="", etag="", modified=time.time(), is_marker=True))
     await process.wait(files.pool.run(files.mark, marker))
     failpoint.hit("objectstore.mark.published")
-    with Undo(files, marker.file):
+    async with Undo(files, marker.file):
         made = await _add(store, files, bucket, marker, check, None)
     failpoint.hit("objectstore.mark.committed")
     await _remove_files(files, made)
     return made.after[0]
 
 
-async def _add(store: Store, files: Files, bucket: Bucket, new: Object, check: Check | None,
+async def _add(store: Store, files: Storage, bucket: Bucket, new: Object, check: Check | None,
                also: Also | None) -> Change:
     """Make a new current version of a key; the first record of what is there afterwards is the new one."""
     described = new
@@ -310,12 +310,12 @@ def members(bucket: Bucket, records: Iterable[Object]) -> set[tuple[str, bytes]]
             for record, member in ((record, versions.member(record)) for record in records)}
 
 
-async def _remove_files(files: Files, change: Change) -> None:
+async def _remove_files(files: Storage, change: Change) -> None:
     if change.gone:
-        await process.wait(files.pool.run(files.remove, *(record.file for record in change.gone)))
+        await discard(files, *(record.file for record in change.gone))
 
 
-async def remove_all(store: Store, files: Files, bucket: Bucket) -> None:
+async def remove_all(store: Store, files: Storage, bucket: Bucket) -> None:
     """Remove every version of every object that is in a bucket now."""
     for key in (bucket.versions_key, bucket.keys_key):
         lower = b"-"
@@ -326,7 +326,7 @@ async def remove_all(store: Store, files: Files, bucket: Bucket) -> None:
             lower = b"(" + found[-1]
 
 
-async def _remove(store: Store, files: Files, bucket: Bucket, key: str, version: str) -> None:
+async def _remove(store: Store, files: Storage, bucket: Bucket, key: str, version: str) -> None:
     """Remove a version; '' is the current one."""
     if not version:
         current = await find(store, bucket.id, key)

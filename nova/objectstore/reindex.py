@@ -23,8 +23,8 @@ from nova.auth import quota
 from nova.datastore import Record, Store
 from nova.objectstore import buckets, description, errors, images, objects, sweep, versions
 from nova.objectstore.description import Unreadable
-from nova.objectstore.files import Files, owner_of
 from nova.objectstore.models import Bucket, Object, Part, Upload, upload_member
+from nova.objectstore.storage import Storage, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _named(record: Object | Part) -> str:
     return f"{record.bucket}/{record.key}" if isinstance(record, Object) else f"part {record.id}"
 
 
-async def reindex(store: Store, files: Files, progress: Progress = lambda done: None, pause: float = PAUSE) -> Report:
+async def reindex(store: Store, files: Storage, progress: Progress = lambda done: None, pause: float = PAUSE) -> Report:
     """Rebuild the records.
 
     :param pause: seconds between the two looks at what Redis lacks
@@ -82,7 +82,7 @@ async def reindex(store: Store, files: Files, progress: Progress = lambda done: 
 
 
 class _Reindex:
-    def __init__(self, store: Store, files: Files, progress: Progress, pause: float):
+    def __init__(self, store: Store, files: Storage, progress: Progress, pause: float):
         self._store, self._files, self._progress, self._pause = store, files, progress, pause
         self._report = Report()
         self._waiting: deque[tuple[float, str]] = deque()

@@ -17,9 +17,9 @@ from nova.flags import FLAGS, DEFINE_string
 from nova.http1.server import Server
 from nova.objectstore import expiry
 from nova.objectstore.body import MAX_UPLOAD
-from nova.objectstore.files import Files
+from nova.objectstore.driver import open_files
 from nova.objectstore.handler import Authenticator, Parts, S3Application, S3Request, refusal
-from nova.objectstore.models import objects_path
+from nova.objectstore.storage import Storage
 from nova.objectstore.sweep import refuse_stranger, sweep
 from nova.wire import rest_xml
 
@@ -50,7 +50,7 @@ class ObjectStoreService(nova_service.Service):
         self.port = FLAGS.s3_port if port is None else port
         self._address = FLAGS.s3_listen if address is None else address
         self._server: Server | None = None
-        self._files: Files | None = None
+        self._files: Storage | None = None
         self._clock = clock
         self._sweepers: list[asyncio.Task] = []
         self._running: set[S3Request] = set()
@@ -61,7 +61,7 @@ class ObjectStoreService(nova_service.Service):
         :raises OSError: the port is taken or the directory cannot be made
         :raises StrangeDirectory: it is not that of the objects
         """
-        self._files = Files(objects_path())
+        self._files = open_files()
         await refuse_stranger(self._store, self._files)
         rest_xml.s3()
         parts = Parts(self._store, self._files, self._auth, Gate(self._store), self._running)
@@ -89,7 +89,7 @@ class ObjectStoreService(nova_service.Service):
         if self._files:
             self._files.close()
 
-    async def _sweep_forever(self, files: Files) -> None:
+    async def _sweep_forever(self, files: Storage) -> None:
         while True:
             try:
                 await sweep(self._store, files)
@@ -97,7 +97,7 @@ class ObjectStoreService(nova_service.Service):
                 log.warning("the search for files that no record names failed: %s", error)
             await asyncio.sleep(FLAGS.objects_sweep_interval)
 
-    async def _expire_forever(self, files: Files) -> None:
+    async def _expire_forever(self, files: Storage) -> None:
         while True:
             await expiry.once(self._store, files, self._clock)
             await asyncio.sleep(FLAGS.objects_lifecycle_interval)

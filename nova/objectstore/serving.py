@@ -1,18 +1,14 @@
-"""The bytes of a stored file on their way out: in one piece if they are few, else block by block.
+"""The bytes of a stored file on their way out: in one piece if they are few, else block by block."""
 
-What is few and still in memory is read at once, because to hand it to a thread takes longer.
-"""
-
+import contextlib
 import errno
-import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
 from urllib.parse import quote
 
 from nova import process
-from nova.objectstore.files import Files
 from nova.objectstore.models import Object
+from nova.objectstore.storage import Reader, Storage
 
 _BLOCK = 256 << 10
 #: headers of an answer that nginx makes itself when it gives a file out
@@ -40,7 +36,7 @@ def hand_over(file: StoredFile, headers: Iterable[tuple[str, str]]) -> dict[str,
     return answer
 
 
-async def body_of(files: Files, found: Object, start: int, length: int) -> bytes | AsyncIterator[bytes]:
+async def body_of(files: Storage, found: Object, start: int, length: int) -> bytes | AsyncIterator[bytes]:
     """A part of an object's file as the body of an answer.
 
     :param start: offset in bytes
@@ -49,51 +45,40 @@ async def body_of(files: Files, found: Object, start: int, length: int) -> bytes
     :raises OSError: (EIO) it has not as many bytes as the record says
     """
     if length > _BLOCK:
-        return FileBody(files, await process.wait(files.pool.run(files.open, found)), start, length)
-    body = _read_cached(files, found, start, length)
+        return FileBody(files, await process.wait(files.pool.run(files.open, found, start, length)), found, length)
+    body = files.read_cached(found, start, length)
     return await process.wait(files.pool.run(_read, files, found, start, length)) if body is None else body
 
 
-def _read_cached(files: Files, found: Object, start: int, length: int) -> bytes | None:
-    """A part of a file if all of it is in memory, else None; does not wait for the disk."""
-    buffer = bytearray(length)
-    with files.open(found) as file:
-        try:
-            return bytes(buffer) if os.preadv(file.fileno(), [buffer], start, os.RWF_NOWAIT) == length else None
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                return None
-            raise
+def _read(files: Storage, found: Object, start: int, length: int) -> bytes:
+    with contextlib.closing(files.open(found, start, length)) as file:
+        blocks = []
+        while length and (block := file.read(length)):
+            blocks.append(block)
+            length -= len(block)
+    if length:
+        raise _shorter(found)
+    return b"".join(blocks)
 
 
-def _read(files: Files, found: Object, start: int, length: int) -> bytes:
-    with files.open(found) as file:
-        file.seek(start)
-        block = file.read(length)
-    if len(block) != length:
-        raise OSError(errno.EIO, "it is shorter than its record says", found.file)
-    return block
+def _shorter(found: Object) -> OSError:
+    return OSError(errno.EIO, "it is shorter than its record says", found.file)
 
 
 class FileBody(AsyncIterator[bytes]):
     """A part of a file, read block by block in a thread."""
 
-    def __init__(self, files: Files, file: BinaryIO, start: int, length: int):
-        self._files, self._file, self._offset, self._left = files, file, start, length
+    def __init__(self, files: Storage, file: Reader, found: Object, length: int):
+        self._files, self._file, self._found, self._left = files, file, found, length
 
     async def __anext__(self) -> bytes:
         if not self._left:
             raise StopAsyncIteration
-        block = await process.wait(self._files.pool.run(self._read))
+        block = await process.wait(self._files.pool.run(self._file.read, min(_BLOCK, self._left)))
         if not block:
-            raise OSError(f"{self._file.name} is shorter than its record says")
-        self._offset += len(block)
+            raise _shorter(self._found)
         self._left -= len(block)
         return block
-
-    def _read(self) -> bytes:
-        self._file.seek(self._offset)
-        return self._file.read(min(_BLOCK, self._left))
 
     async def aclose(self) -> None:
         """Close the file."""

@@ -15,8 +15,8 @@ from nova import exception, process
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_integer
 from nova.objectstore import description, multipart, objects
-from nova.objectstore.files import Files, owner_of
 from nova.objectstore.models import Bucket, Object, Part, Upload
+from nova.objectstore.storage import Register, Storage, owner_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class StrangeDirectory(exception.NovaError):
                "is to take their place, run 'nova-manage objectstore reindex' first")
 
 
-async def is_known(store: Store, files: Files) -> bool:
+async def is_known(store: Store, files: Storage) -> bool:
     """Whether the datastore has the records of the files; the first directory of all becomes known to it.
 
     A directory without an id is not known where there is another: it is what the host has in place of the one that all
@@ -60,7 +60,7 @@ async def is_known(store: Store, files: Files) -> bool:
     return True
 
 
-async def refuse_stranger(store: Store, files: Files) -> None:
+async def refuse_stranger(store: Store, files: Storage) -> None:
     """Refuse to work with a directory that is empty where the objects should be: what is put there, others do not
     find.
 
@@ -71,24 +71,24 @@ async def refuse_stranger(store: Store, files: Files) -> None:
             if await is_known(store, files) or await process.wait(files.pool.run(files.id)):
                 return
             await asyncio.sleep(_PAUSE)  # another process is just giving it an id
-        raise StrangeDirectory(path=files.root)
+        raise StrangeDirectory(path=files.place)
 
 
-async def make_known(store: Store, files: Files) -> None:
+async def make_known(store: Store, files: Storage) -> None:
     """The datastore has the records of the files now."""
     if not await is_known(store, files):
         await process.wait(files.pool.run(files.set_id, uuid.uuid4().hex))
         await store.attempt(store.redis.sadd(_KNOWN, await process.wait(files.pool.run(files.id))))
 
 
-async def sweep(store: Store, files: Files) -> int:
+async def sweep(store: Store, files: Storage) -> int:
     """Remove the files that are older than --objects_orphan_age and named by no record; returns how many.
 
     :raises DatastoreUnavailable: nothing can be said of the files
     """
     if not await is_known(store, files):
         log.error("Redis does not know the objects in %s: it is not the one that they were put with. Nothing is "
-                  "removed; 'nova-manage objectstore reindex' rebuilds its records", files.root)
+                  "removed; 'nova-manage objectstore reindex' rebuilds its records", files.place)
         return 0
     names = files.names(FLAGS.objects_orphan_age)
 
@@ -103,6 +103,7 @@ async def sweep(store: Store, files: Files) -> int:
             log.info("removing %s, which no record names", name)
             await process.wait(files.pool.run(files.remove, name))
         removed += len(orphans)
+    await process.wait(files.pool.run(files.remove_unfinished))
     await _descriptions(store, files)
     return removed
 
@@ -133,7 +134,7 @@ async def _forget(store: Store, part: Part) -> None:
         log.info("part %s was removed by somebody else", part.id)
 
 
-async def _descriptions(store: Store, files: Files) -> None:
+async def _descriptions(store: Store, files: Storage) -> None:
     """Describe the buckets that are not; forget descriptions of buckets and uploads that are gone."""
     limit = time.time() - FLAGS.objects_orphan_age
     described = set(await process.wait(files.pool.run(files.buckets.ids)))
@@ -146,7 +147,7 @@ async def _descriptions(store: Store, files: Files) -> None:
             await _forget_description(store, files, register, cls, id)
 
 
-async def _forget_description(store: Store, files: Files, register: description.Register,
+async def _forget_description(store: Store, files: Storage, register: Register,
                               cls: type[Bucket] | type[Upload], id: str) -> None:
     try:
         there = await process.wait(files.pool.run(register.get, id))

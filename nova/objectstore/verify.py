@@ -8,7 +8,6 @@ upload is forgotten instead: its client is told to send it again.  Memory does n
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,13 +15,11 @@ from nova import exception, process
 from nova.datastore import Store
 from nova.objectstore import description, multipart, objects
 from nova.objectstore.description import Unreadable
-from nova.objectstore.files import Files
 from nova.objectstore.models import Object, Part, Upload
 from nova.objectstore.reindex import TOLD
+from nova.objectstore.storage import Storage
 
 log = logging.getLogger(__name__)
-
-_BLOCK = 1 << 20
 
 #: is told how many files and how many bytes have been read
 Progress = Callable[[int, int], None]
@@ -55,7 +52,7 @@ class Report:
             self.damaged.append(damage)
 
 
-async def verify(store: Store, files: Files, bucket: str = "", change: bool = True,
+async def verify(store: Store, files: Storage, bucket: str = "", change: bool = True,
                  progress: Progress = lambda count, size: None) -> Report:
     """Read everything.
 
@@ -82,7 +79,7 @@ async def verify(store: Store, files: Files, bucket: str = "", change: bool = Tr
     return report
 
 
-async def _object(store: Store, files: Files, found: Object, change: bool, report: Report) -> None:
+async def _object(store: Store, files: Storage, found: Object, change: bool, report: Report) -> None:
     what = await process.wait(files.pool.run(check, files, found))
     now = await objects.named(store, found.file)
     if now is None:
@@ -116,7 +113,7 @@ async def _mark(store: Store, file: str, damaged: bool) -> Object | None:
     return None
 
 
-async def _part(store: Store, files: Files, part: Part, upload: Upload, change: bool, report: Report) -> None:
+async def _part(store: Store, files: Storage, part: Part, upload: Upload, change: bool, report: Report) -> None:
     what = await process.wait(files.pool.run(check, files, part))
     now = await store.get(Part, part.id)
     if now is None or now.file != part.file:
@@ -136,7 +133,7 @@ async def _part(store: Store, files: Files, part: Part, upload: Upload, change: 
         await process.wait(files.pool.run(files.quarantine, now))
 
 
-async def _describe(files: Files, now: Object | Part, report: Report) -> None:
+async def _describe(files: Storage, now: Object | Part, report: Report) -> None:
     """Write the description of a whole file again where it is lost or another one."""
     try:
         told = await process.wait(files.pool.run(files.description, now.file))
@@ -148,24 +145,20 @@ async def _describe(files: Files, now: Object | Part, report: Report) -> None:
     await process.wait(files.pool.run(files.describe, now))
 
 
-def check(files: Files, record: Object | Part) -> str:
+def check(files: Storage, record: Object | Part) -> str:
     """What is wrong with the file of a record; empty: nothing.  Runs in a thread."""
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     try:
-        with open(files.path(record.file), "rb", buffering=0) as file:
-            if isinstance(record, Object) and record.is_marker:
-                return ""
-            # what is in memory may be better than what is on the disk
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while block := file.read(_BLOCK):
-                size += len(block)
-                md5.update(block)
-                sha256.update(block)
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for block in files.reread(record.file):
+            size += len(block)
+            md5.update(block)
+            sha256.update(block)
     except FileNotFoundError:
         return "the file is missing"
     except OSError as error:
         return f"the file cannot be read: {error.strerror}"
+    if isinstance(record, Object) and record.is_marker:
+        return ""
     if size != record.size:
         return f"the file has {size} bytes, not {record.size}"
     if isinstance(record, Object) and sha256.hexdigest() != record.sha256:

@@ -22,10 +22,11 @@ from nova.auth.manager import AuthManager
 from nova.datastore import Transaction
 from nova.flags import FLAGS
 from nova.objectstore import buckets, multipart, objects
-from nova.objectstore.files import Files, Undo
+from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.operations import multipart as multipart_operations
 from nova.objectstore.service import ObjectStoreService
+from nova.objectstore.storage import Undo
 from tests.conftest import wait_until
 from tests.functional.s3 import (  # noqa: F401 (the fixtures)
     MIB,
@@ -144,15 +145,17 @@ async def test_an_answer_of_the_datastore_that_gets_lost_costs_no_object(store, 
         monkeypatch.setattr(Transaction, "commit", real)
         raise exception.DatastoreUnavailable()
     monkeypatch.setattr(Transaction, "commit", commit_and_lose_the_answer)
-    with pytest.raises(exception.DatastoreUnavailable), Undo(files, new.file):
-        await objects.put(store, files, bucket, new)
+    with pytest.raises(exception.DatastoreUnavailable):
+        async with Undo(files, new.file):
+            await objects.put(store, files, bucket, new)
     assert (await objects.open_object(store, "bucket", "k")).file == new.file
     assert list(files.names(-1)) == [new.file]
     only_new = objects.write_check({"If-None-Match": "*"})
     await objects.put(store, files, bucket, new, only_new)  # the same put once more, as after a lost answer
     other = await stored(store, files, bucket, b"other")
-    with pytest.raises(exception.S3Error), Undo(files, other.file):
-        await objects.put(store, files, bucket, other, only_new)
+    with pytest.raises(exception.S3Error):
+        async with Undo(files, other.file):
+            await objects.put(store, files, bucket, other, only_new)
     assert list(files.names(-1)) == [new.file]
     files.close()
 

@@ -10,8 +10,9 @@ from nova import exception
 from nova.objectstore import checksums, conditions, errors, listing, multipart, request
 from nova.objectstore.buckets import check_name
 from nova.objectstore.chunked import Decoder
-from nova.objectstore.files import Files, owner_of
+from nova.objectstore.files import Files
 from nova.objectstore.models import Object, Part, object_id, part_id
+from nova.objectstore.storage import owner_of
 
 # -- aws-chunked ------------------------------------------------------------------------------------------------------
 

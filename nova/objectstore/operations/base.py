@@ -21,10 +21,10 @@ from nova.objectstore.access import acl, actions, decision, values
 from nova.objectstore.access.acl import Acl
 from nova.objectstore.access.decision import Question
 from nova.objectstore.body import MAX_UPLOAD, Memory, Received, Target
-from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object
 from nova.objectstore.request import Target as RequestTarget
 from nova.objectstore.serving import StoredFile
+from nova.objectstore.storage import Storage
 from nova.wire import rest_xml
 
 #: bodies of operations that need none are read and thrown away up to this many bytes
@@ -66,7 +66,7 @@ class Call:
     """
 
     store: Store
-    files: Files
+    files: Storage
     identity: Identity
     claim: Claim
     method: str

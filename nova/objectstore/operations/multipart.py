@@ -13,11 +13,11 @@ from nova import exception, process
 from nova.objectstore import checksums, errors, lifecycle, multipart, objects, tags
 from nova.objectstore import models as records
 from nova.objectstore.body import MAX_UPLOAD, Received, Target
-from nova.objectstore.files import Undo, Writer
 from nova.objectstore.operations import headers as object_headers
 from nova.objectstore.operations.base import Operation, Response, Upload, owner, xml
 from nova.objectstore.operations.object import open_source
 from nova.objectstore.request import copy_source, number
+from nova.objectstore.storage import Undo, Writer
 from nova.wire import rest_xml
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class UploadPart(Upload):
         part = multipart.new_part(self.upload, self.number, writer.name, received.size, received.md5,
                                   received.checksums)
         await process.wait(files.pool.run(writer.publish, part))
-        with Undo(files, writer.name):
+        async with Undo(files, writer.name):
             await multipart.put_part(self.call.store, files, self.upload, part)
         return Response(headers={"ETag": f'"{part.md5}"', **{checksums.header_name(name): value
                                                              for name, value in part.checksums.items()}})
@@ -130,7 +130,7 @@ class UploadPartCopy(Operation):
             raise errors.NoSuchKey() from None
         finally:
             await process.wait(files.pool.run(writer.close))
-        with Undo(files, writer.name):
+        async with Undo(files, writer.name):
             await multipart.put_part(self.call.store, files, self.upload, part)
         response = xml("UploadPartCopy", {"ETag": f'"{part.md5}"', "LastModified": part.modified,
                                           **checksums.members(part.checksums)})

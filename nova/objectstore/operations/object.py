@@ -6,12 +6,12 @@ from nova import process
 from nova.flags import FLAGS, DEFINE_integer
 from nova.objectstore import buckets, checksums, conditions, errors, lifecycle, objects, tags, versions
 from nova.objectstore.body import Received, Target
-from nova.objectstore.files import Undo, Writer
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.operations import headers as object_headers
 from nova.objectstore.operations.base import Operation, Response, Upload, xml
 from nova.objectstore.request import copy_source, number
 from nova.objectstore.serving import StoredFile, body_of
+from nova.objectstore.storage import Undo, Writer
 
 DEFINE_integer("s3_sendfile_size", 128 << 10, "bytes of an object from which on the nginx in front gives them out, if "
                "it can", lower_bound=1)
@@ -59,7 +59,7 @@ class PutObject(Upload):
             storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
             acl=self.acl))
         await process.wait(files.pool.run(writer.publish, new))
-        with Undo(files, writer.name):
+        async with Undo(files, writer.name):
             new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
                                  **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
@@ -95,7 +95,7 @@ class CopyObject(Operation):
     async def run(self, received: Received) -> Response:
         files = self.call.files
         told, new = await self._link()
-        with Undo(files, new.file):
+        async with Undo(files, new.file):
             new = await objects.put(self.call.store, files, self.bucket, new, objects.write_check(self.headers))
         response = xml("CopyObject", {"ETag": f'"{new.etag}"', "LastModified": new.modified,
                                       **checksums.members(new.checksums),
@@ -205,7 +205,7 @@ class GetObject(Operation):
             if not with_body or not length:
                 return response
             try:
-                if self.call.sends_files and length >= FLAGS.s3_sendfile_size:
+                if self.call.sends_files and self.call.files.nginx_has_them and length >= FLAGS.s3_sendfile_size:
                     self.call.files.open(found).close()  # it is there, and as large as it should be
                     response.file = StoredFile(found.file, (start, length) if response.status == 206 else None)
                 else:
