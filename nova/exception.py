@@ -196,6 +196,11 @@ class InvalidManifest(ClientError):
     message = "The manifest or image is not valid: {reason}"
 
 
+class InvalidImage(ClientError):
+    code = "InvalidFormat"
+    message = "The image cannot be taken: {reason}"
+
+
 class InvalidKeyPairNotFound(ClientError):
     code = "InvalidKeyPair.NotFound"
     message = "The key pair '{id}' does not exist"

@@ -64,10 +64,10 @@ async def _run(argv: tuple[str, ...], input: bytes | None, timeout: float, check
     try:
         out, err = await asyncio.wait_for(child.communicate(input), timeout)
     except TimeoutError:
-        await _kill(child)
+        await kill(child)
         raise exception.Timeout(f"{' '.join(argv)}: no end within {timeout:g} s") from None
     except asyncio.CancelledError:
-        await _kill(child)
+        await kill(child)
         raise
     code = child.returncode if child.returncode is not None else -1
     if check and code != 0:
@@ -76,7 +76,8 @@ async def _run(argv: tuple[str, ...], input: bytes | None, timeout: float, check
     return Result(code, out, err)
 
 
-async def _kill(child: asyncio.subprocess.Process) -> None:
+async def kill(child: asyncio.subprocess.Process) -> None:
+    """End a command that leads a session of its own, and its children; it may have ended already."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:

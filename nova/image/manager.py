@@ -1,22 +1,23 @@
 """The object store host's part in images: makes their files from what was registered.
 
-An image is made in a directory of its own (nova.image.work): its source brings a file (nova.image.sources), which
-becomes an object of the object store in the same transaction that makes the image available.  Whatever dies in between,
+An image is made in a directory of its own (nova.image.work): its source brings a file (nova.image.sources), from which
+one of the wanted format is made, if need be (nova.image.worker); that becomes an object of the object store in the same
+transaction that makes the image available.  Whatever dies in between,
 the image is pending and is made anew.  An object that no image wants is removed.
 """
 
+import asyncio
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from nova import exception, failpoint
 from nova.converge import Converger
 from nova.datastore import Store
 from nova.flags import FLAGS
-from nova.image import sources, work
+from nova.image import sources, work, worker
+from nova.image.convert import Made
 from nova.image.models import Image
 from nova.image.sources import Candidate, ImageFiles, Job, Opener, Source
 from nova.process import in_thread, wait
@@ -48,6 +49,7 @@ class ImageManager(Service):
         self._directory = os.path.join(FLAGS.state_path, "images")
         self._converger = Converger("image", self._keys, self._converge)
         self._described: set[str] = set()
+        self._conversions = asyncio.Semaphore(FLAGS.image_conversions)
         bus.serve("objectstore", {"ingest_image": self.ingest_image, "look_at_image": self.look_at_image})
 
     async def start(self) -> None:
@@ -92,6 +94,9 @@ class ImageManager(Service):
                 await self._bring(job)
         except exception.ClientError as error:
             await self._fail(image.id, f"Client.{error.code}", error.message)
+        except worker.CannotConvert as error:
+            LOG.error("the image %s cannot be made: %s", image.id, error)
+            await self._fail(image.id, "Server.InternalError", error.message)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -105,15 +110,19 @@ class ImageManager(Service):
         if kind not in self._sources:
             raise exception.InvalidParameterValue(f"An image cannot be made from {job.image.source}.")
         candidate = await self._sources[kind](job)
-        size = os.stat(candidate.path).st_size
-        sha256 = candidate.sha256 or await wait(in_thread(_sha256, candidate.path))
+        made = await worker.as_it_is(candidate.path, job.image.kind, candidate.sha256)
+        if made is None:
+            async with self._conversions:
+                made = await worker.make(candidate.path, job.directory, job.progress)
         failpoint.hit("image.file.made")
-        await self._publish(job.image, candidate, sha256, size, disk_format="raw", virtual_size=size)
+        await self._publish(job.image, candidate, made)
 
-    async def _publish(self, image: Image, candidate: Candidate, sha256: str, size: int, **facts: Any) -> None:
+    async def _publish(self, image: Image, candidate: Candidate, made: Made) -> None:
+        unchanged = candidate.stored is not None and made.path == candidate.path
         try:
-            await self._files.publish(image, candidate.stored or candidate.path, sha256=sha256, size=size,
-                                      state="available", **facts)
+            await self._files.publish(
+                image, candidate.stored if unchanged else made.path, sha256=made.sha256, size=made.size,
+                state="available", disk_format=made.disk_format, virtual_size=made.virtual_size)
         except exception.Conflict:
             LOG.info("the image %s was changed or removed while it was made", image.id)
             self._converger.wake(image.id)
@@ -124,8 +133,3 @@ class ImageManager(Service):
                 "state": "failed", "state_code": code, "state_reason": reason} if i.state == "pending" else None)
         except exception.NotFound:
             LOG.info("the image %s, which failed, is gone: %s", image_id, reason)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

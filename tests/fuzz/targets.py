@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.fuzz import bodies, documents, http, requests, signatures
+from tests.fuzz import bodies, disks, documents, http, requests, signatures
 from tests.fuzz.run import Target
 
 TARGETS: dict[str, Callable[[], Target]] = {
@@ -21,4 +21,5 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "access-list": requests.access_lists,
     "query": requests.queries,
     "ec2": requests.ec2,
+    "disk": disks.disks,
 }
