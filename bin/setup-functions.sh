@@ -15,12 +15,12 @@ PACKAGES_REDIS="redis-server:redis-server"
 PACKAGES_CLOUD="libvirt-daemon:/usr/sbin/libvirtd libvirt-daemon-system: libvirt-daemon-driver-qemu:
     qemu-system-x86:qemu-system-x86_64 qemu-utils:qemu-img dnsmasq-base:dnsmasq dnsmasq-utils:dhcp_release
     iptables:iptables-restore iproute2:ip busybox-static: dropbear-bin:/usr/sbin/dropbear e2fsprogs:mkfs.ext4
-    openssh-client:ssh"
+    openssh-client:ssh gzip:gzip xz-utils:xz zstd:zstd bzip2:bzip2"
 PACKAGES_BUILD="gcc:gcc libc6-dev:/usr/include/stdio.h swig:swig libssl-dev:/usr/include/openssl/ssl.h"
 PACKAGES_BUILD_LIBVIRT="pkg-config:pkg-config libvirt-dev:/usr/include/libvirt/libvirt.h"
 PACKAGES_TESTS="rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server slapd:/usr/sbin/slapd ldap-utils:ldapsearch
     python3-boto:/usr/lib/python3/dist-packages/boto s3cmd:s3cmd zsh:zsh unzip:unzip
-    nginx-light:nginx libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so"
+    fdisk:sfdisk nginx-light:nginx libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so"
 # clients that the object store is tried with: rclone and s3fs as they are; nodejs runs Amazon's SDK for JavaScript, npm
 # fetches it
 PACKAGES_TESTS_S3="rclone:rclone s3fs:s3fs nodejs:node npm:npm"

@@ -1,6 +1,7 @@
 """The servers that a cloud on one machine brings along: a private redis-server, and the end of a private libvirtd."""
 
 import asyncio
+import gzip
 import logging
 import os
 import shutil
@@ -131,11 +132,16 @@ def remove_files(paths: list[str]) -> None:
 
 
 def placeholder_images(directory: str) -> None:
-    """Write images that only the fake compute driver boots, where the starter images cannot be built."""
+    """Write images that only the fake compute driver boots, where the starter images cannot be built.
+
+    Each has no more than the bytes by which it is known as a kernel, a ramdisk or a file system.
+    """
     os.makedirs(directory, exist_ok=True)
-    for name in ("vmlinuz", "ramdisk.gz", "machine.ext4"):
+    contents = {"vmlinuz": bytes(510) + b"\x55\xaa\0\0HdrS", "ramdisk.gz": gzip.compress(b"placeholder", mtime=0),
+                "machine.ext4": bytes(1080) + b"\x53\xef"}
+    for name, content in contents.items():
         path = os.path.join(directory, name)
         if not os.path.exists(path):
             with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-                file.write(f"placeholder for {name}\n".encode() * 1000)
+                file.write(content.ljust(32 << 10, b"\0"))
             os.rename(file.name, path)

@@ -14,6 +14,7 @@ import pytest
 from nova.auth import credentials
 from nova.auth.manager import AuthManager
 from nova.auth.models import User
+from tests import images as contents
 from tests.conftest import wait_until
 from tests.functional.cloud import Cloud, cloud, error_code, instances, outcome, states, terminate_all
 
@@ -121,7 +122,7 @@ def own_instance(two: Two) -> str:
     """An instance of the stranger's, of an image of theirs."""
     kinds = {i["ImageType"]: i["ImageId"] for i in two.ec2.describe_images()["Images"]}
     two.s3.create_bucket(Bucket="strange-images")
-    two.s3.put_object(Bucket="strange-images", Key="machine", Body=b"machine" * 1000)
+    two.s3.put_object(Bucket="strange-images", Key="machine", Body=contents.machine())
     image = two.ec2.register_image(Name="own", ImageLocation="strange-images/machine", KernelId=kinds["kernel"],
                                    RamdiskId=kinds["ramdisk"])["ImageId"]
     answer = two.ec2.run_instances(ImageId=image, InstanceType="m1.tiny", MinCount=1, MaxCount=1)
@@ -231,7 +232,7 @@ def test_wrong_secret(two: Two) -> None:
 @pytest.mark.parametrize("role", ["KernelId", "RamdiskId"])
 def test_kernels_are_the_administrators(two: Two, role: str) -> None:
     two.s3.create_bucket(Bucket="strange-kernels")
-    two.s3.put_object(Bucket="strange-kernels", Key="file", Body=b"kernel")
+    two.s3.put_object(Bucket="strange-kernels", Key="file", Body=contents.kernel())
     call = {"Name": "kernel", "ImageLocation": "strange-kernels/file", role: "true"}
     assert outcome(lambda: two.ec2.register_image(**call)) == "UnauthorizedOperation"
     owned = two.ec2.describe_images(Owners=["self"])["Images"]

@@ -135,7 +135,9 @@ class Cloud:
         """Put an object and register it; the image's id."""
         bucket, _, key = location.partition("/")
         if await self.store.get(Object, object_id(bucket, key)) is None:
-            await self.put(location, project=(context or user()).project_id)
+            data = (images.kernel() if params.get("KernelId") == "true" else
+                    images.ramdisk() if params.get("RamdiskId") == "true" else CONTENT)
+            await self.put(location, data, project=(context or user()).project_id)
         return (await self.call("RegisterImage", context, ImageLocation=location, **params))["ImageId"]
 
     async def describe_images(self, context: Context | None = None, **params: Any) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nova.flags import FLAGS
+from tests import images as contents
 from tests.conftest import environment_without_aws, wait_until
 from tests.functional.cloud import ROOT, Cloud, cloud, outcome, states
 
@@ -154,7 +155,7 @@ def owner(manage, name):
         manage("role", "add", name, role, name)
     ec2, s3 = manage.client("ec2", user, name), manage.client("s3", user, name)
     s3.create_bucket(Bucket=f"{name}-bucket")
-    s3.put_object(Bucket=f"{name}-bucket", Key="disk/ä", Body=b"x" * 1024)
+    s3.put_object(Bucket=f"{name}-bucket", Key="disk/ä", Body=contents.machine())
     s3.create_multipart_upload(Bucket=f"{name}-bucket", Key="unfinished")
     image = ec2.register_image(Name="mine", ImageLocation=f"{name}-bucket/disk/ä")["ImageId"]
     wait_until(lambda: ec2.describe_images(ImageIds=[image])["Images"][0]["State"] == "available", 30, "the image")

@@ -18,6 +18,7 @@ from nova.datastore import Store
 from nova.flags import FLAGS
 from nova.network import models as network_models
 from nova.network.models import Network
+from tests import images as contents
 from tests.conftest import wait_until
 from tests.functional.cloud import Cloud, at_once, cloud, instances, outcome, states, terminate_all
 
@@ -217,7 +218,7 @@ async def test_projects_get_networks_of_their_own(roomy: Cloud) -> None:
     for name, key in zip(names, keys, strict=True):
         s3 = roomy.client("s3", **key)
         s3.create_bucket(Bucket=f"images-{name}")
-        s3.put_object(Bucket=f"images-{name}", Key="machine", Body=b"machine" * 1000)
+        s3.put_object(Bucket=f"images-{name}", Key="machine", Body=contents.machine())
         ec2 = roomy.client("ec2", **key)
         images.append(ec2.register_image(Name="machine", ImageLocation=f"images-{name}/machine",
                                          KernelId=sources["kernel"], RamdiskId=sources["ramdisk"])["ImageId"])
