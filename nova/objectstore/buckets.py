@@ -11,6 +11,7 @@ from typing import Any
 
 from nova import exception, failpoint, process
 from nova.datastore import Store
+from nova.flags import FLAGS
 from nova.objectstore import errors
 from nova.objectstore.models import Bucket
 from nova.objectstore.storage import Storage
@@ -75,6 +76,11 @@ async def get(store: Store, name: str) -> Bucket:
     if bucket is None:
         raise errors.NoSuchBucket()
     return bucket
+
+
+def location(bucket: Bucket) -> str:
+    """Where a bucket is, as a region: what it was made with, else the cloud's."""
+    return bucket.location or FLAGS.region
 
 
 async def is_empty(store: Store, bucket: Bucket) -> bool:

@@ -84,7 +84,7 @@ def _check_match(match: str | None, unmodified: str | None, etag: str, modified:
         if not _matches(match, etag):
             raise errors.PreconditionFailed()
     elif unmodified is not None:
-        limit = _seconds(unmodified)
+        limit = seconds(unmodified)
         if limit is not None and int(modified) > limit:
             raise errors.PreconditionFailed()
 
@@ -92,7 +92,7 @@ def _check_match(match: str | None, unmodified: str | None, etag: str, modified:
 def _none_match(none_match: str | None, since: str | None, etag: str, modified: float) -> bool:
     if none_match is not None:
         return _matches(none_match, etag)
-    limit = _seconds(since) if since is not None else None
+    limit = seconds(since) if since is not None else None
     return limit is not None and int(modified) <= limit
 
 
@@ -101,7 +101,8 @@ def _matches(header: str, etag: str) -> bool:
     return "*" in tags or etag in tags
 
 
-def _seconds(date: str) -> float | None:
+def seconds(date: str) -> float | None:
+    """A date of a header in seconds since 1970; None if it is none."""
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):

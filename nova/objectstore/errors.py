@@ -19,10 +19,10 @@ __all__ = [
     "AuthorizationQueryParametersError", "BadDigest", "BadRequest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou",
     "BucketNotEmpty", "EntityTooLarge", "EntityTooSmall", "IllegalVersioningConfiguration", "IncompleteBody",
     "InsufficientStorage", "InternalError", "InvalidAccessKeyId", "InvalidArgument",
-    "InvalidBucketAclWithObjectOwnership", "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartOrder",
-    "InvalidPolicyDocument", "InvalidRange", "InvalidRequest", "InvalidTag", "InvalidURI", "KeyIsDeleted", "KeyTooLong",
-    "MalformedACL", "MalformedPOSTRequest", "MalformedPolicy", "MalformedTrailer", "MalformedXML",
-    "MaxPostPreDataLengthExceeded", "MetadataTooLarge", "MethodNotAllowed", "MissingContentLength",
+    "InvalidBucketAclWithObjectOwnership", "InvalidBucketName", "InvalidDigest", "InvalidPart", "InvalidPartNumber",
+    "InvalidPartOrder", "InvalidPolicyDocument", "InvalidRange", "InvalidRequest", "InvalidTag", "InvalidURI",
+    "KeyIsDeleted", "KeyTooLong", "MalformedACL", "MalformedPOSTRequest", "MalformedPolicy", "MalformedTrailer",
+    "MalformedXML", "MaxPostPreDataLengthExceeded", "MetadataTooLarge", "MethodNotAllowed", "MissingContentLength",
     "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NoSuchVersion",
     "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed", "RequestTimeTooSkewed", "S3Error",
     "ServiceUnavailable", "UnresolvableGrantByEmailAddress", "VersionIsMarker", "XAmzContentSHA256Mismatch",
@@ -119,6 +119,11 @@ class InvalidPart(S3Error):
     code = "InvalidPart"
     message = ("One or more of the specified parts could not be found.  The part may not have been uploaded, or the "
                "specified entity tag may not match the part's entity tag.")
+
+
+class InvalidPartNumber(S3Error):
+    code, status = "InvalidPartNumber", 416
+    message = "The requested partnumber is not satisfiable"
 
 
 class InvalidPartOrder(S3Error):

@@ -135,14 +135,21 @@ async def parts_of(store: Store, upload: Upload) -> list[Part]:
     return await store.find(Part, upload_id=upload.id)
 
 
-def choose(parts: list[Part], listed: list[Listed]) -> list[Part]:
+def choose(parts: list[Part], listed: list[Listed], algorithm: str = "") -> list[Part]:
     """The parts that CompleteMultipartUpload lists.
 
-    :raises InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge:
+    :param algorithm: whose checksum each must be listed with, '' if there need be none: where the object's is made of
+        the parts', the client says which it means
+    :raises InvalidRequest, InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge:
     """
     numbers = [part.number for part in listed]
     if numbers != sorted(set(numbers)):
         raise errors.InvalidPartOrder()
+    for one in listed if algorithm else ():
+        if algorithm not in one.checksums:
+            raise errors.InvalidRequest(
+                reason=f"The upload was created using a {algorithm.lower()} checksum. The complete request must "
+                       f"include the checksum for each part. It was missing for part {one.number} in the request.")
     by_number = {part.number: part for part in parts}
     chosen = []
     for wanted in listed:

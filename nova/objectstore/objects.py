@@ -124,6 +124,25 @@ def write_check(headers: Mapping[str, str]) -> Check:
     return lambda old: conditions.check_write(headers, old.etag if old else None)
 
 
+def delete_check(etag: str | None, size: int | None, modified: float | None) -> Check | None:
+    """What a conditional delete asks of the object; delete markers have nothing that could be asked for.
+
+    :param etag: as If-Match has it: without an object there is nothing to delete
+    :param size: in bytes, if there is an object
+    :param modified: when the object was put, if there is one, in seconds since 1970
+    """
+    if etag is None and size is None and modified is None:
+        return None
+
+    def check(old: Object | None) -> None:
+        there = None if old is None or old.is_marker else old
+        if etag is not None:
+            conditions.check_write({"If-Match": etag}, there.etag if there else None)
+        if there and (size not in (None, there.size) or modified is not None and int(modified) != int(there.modified)):
+            raise errors.PreconditionFailed()
+    return check
+
+
 async def check_room(store: Store, bucket: Bucket, size: int) -> None:
     """Refuse what would not fit into the limits before it is received; :raises QuotaExceeded:"""
     (await quota.allowance(store, bucket.project_id, bucket.user_id)).check({quota.OBJECT_GB: size})

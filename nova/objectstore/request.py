@@ -16,10 +16,11 @@ _ABSOLUTE = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 #: parameters that ask for something other than the bucket or the object itself
 SUB_RESOURCES = frozenset("""
-    accelerate acl analytics attributes cors delete encryption intelligent-tiering inventory legal-hold lifecycle
-    location logging metadataConfiguration metadataTable metrics notification object-lock ownershipControls policy
-    policyStatus publicAccessBlock renameObject replication requestPayment restore retention select session tagging
-    torrent uploadId uploads versioning versions website
+    abac accelerate acl analytics annotation attributes cors delete encryption intelligent-tiering inventory legal-hold
+    lifecycle location logging metadataAnnotationTable metadataConfiguration metadataInventoryTable
+    metadataJournalTable metadataTable metrics notification object-lock ownershipControls policy policyStatus
+    publicAccessBlock renameObject replication requestPayment restore retention select session tagging torrent uploadId
+    uploads versioning versions website
     """.split())
 
 

@@ -353,7 +353,7 @@ m.complete_upload()
 assert b.get_key('multi').size == (5 << 20) + 1
 assert c.lookup('not-there') is None
 assert [g.permission for g in b.get_acl().acl.grants] == ['FULL_CONTROL']
-assert b.get_location() == ''
+assert b.get_location() == 'nova'
 import urllib.request
 assert urllib.request.urlopen(b.get_key('multi').generate_url(60)).read()[-1:] == b'y'
 r = b.delete_keys(['multi', 'dir/a b+\u00fc']); assert len(r.deleted) == 2 and not r.errors

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any, NamedTuple
 
 from nova import exception
-from nova.flags import FLAGS
 from nova.objectstore import buckets, errors, listing, multipart, objects, versions
 from nova.objectstore.access import acl, decision
 from nova.objectstore.body import Received
@@ -39,7 +38,8 @@ class HeadBucket(Operation):
     """HEAD bucket: whether it is there and may be used."""
 
     async def run(self, received: Received) -> Response:
-        return Response(headers={"x-amz-bucket-region": FLAGS.region, "Content-Type": "application/xml"})
+        return Response(headers={"x-amz-bucket-region": buckets.location(self.bucket),
+                                 "Content-Type": "application/xml"})
 
 
 class DeleteBucket(Operation):
@@ -182,21 +182,24 @@ class DeleteObjects(Operation):
         request = self.document("DeleteObjects")
         if len(request["Objects"]) > listing.MAX_KEYS:
             raise errors.MalformedXML()
-        wanted = [(item["Key"], item.get("VersionId", "").strip()) for item in request["Objects"]]
+        wanted = request["Objects"]
         results: list[dict[str, Any]] = []
         for start in range(0, len(wanted), self._AT_ONCE):
-            results += await asyncio.gather(*(self._delete(*w) for w in wanted[start:start + self._AT_ONCE]))
+            results += await asyncio.gather(*map(self._delete, wanted[start:start + self._AT_ONCE]))
         deleted = [] if request.get("Quiet") else [result for result in results if "Code" not in result]
         return xml("DeleteObjects", {"Deleted": deleted, "Errors": [result for result in results if "Code" in result]})
 
-    async def _delete(self, key: str, version: str) -> dict[str, Any]:
+    async def _delete(self, item: dict[str, Any]) -> dict[str, Any]:
         """Remove one; its answer has a Code if that was not possible."""
+        key, version = item["Key"], item.get("VersionId", "").strip()
+        modified = item.get("LastModifiedTime")
+        check = objects.delete_check(item.get("ETag"), item.get("Size"), modified and modified.timestamp())
         name = {"Key": key, "VersionId": version or None}
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
             await self.authorize(self.action, self.bucket, key, version or None)
-            removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None)
+            removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None, check)
         except errors.InvalidArgument:  # an id that no version has; here S3 tells it so
             return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}
         except errors.S3Error as error:

@@ -97,6 +97,16 @@ def of_object(found: Object, params: dict[str, str], with_checksums: bool) -> di
     return headers
 
 
+def check_overrides(params: dict[str, str]) -> None:
+    """Refuse to let somebody who did not sign say how an object is shown: a page of his choice, say, on our host.
+
+    :raises InvalidRequest:
+    """
+    if not params.keys().isdisjoint(_OVERRIDES):
+        raise errors.InvalidRequest(
+            reason="Request specific response headers cannot be used for anonymous GET requests.")
+
+
 def of_version(bucket: Bucket, found: Object) -> dict[str, str]:
     """The header that tells a version's id, where there may be several: clients take it for a sign of that."""
     return {"x-amz-version-id": versions.shown(found)} if bucket.versioning or found.version_id else {}

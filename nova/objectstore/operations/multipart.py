@@ -68,7 +68,7 @@ async def find_upload(operation: Operation) -> records.Upload:
 
 def part_number(params: dict[str, str]) -> int:
     """The partNumber; :raises InvalidArgument:"""
-    return number(params, "partNumber", 0, 1, multipart.MAX_PARTS)
+    return number({"partNumber": params.get("partNumber") or "none"}, "partNumber", 0, 1, multipart.MAX_PARTS)
 
 
 class UploadPart(Upload):
@@ -198,8 +198,9 @@ class CompleteMultipartUpload(Operation):
     async def _chosen(self, listed: list[multipart.Listed]) -> tuple[records.Upload, list[records.Part]]:
         """The upload, and its parts that are listed; :raises S3Error: as :func:`nova.objectstore.multipart.choose`"""
         upload = await find_upload(self)
+        algorithm = upload.checksum_algorithm if upload.checksum_type == checksums.COMPOSITE else ""
         try:
-            return upload, multipart.choose(await multipart.parts_of(self.call.store, upload), listed)
+            return upload, multipart.choose(await multipart.parts_of(self.call.store, upload), listed, algorithm)
         except errors.InvalidPart:
             await find_upload(self)  # it may have ended just now, and its parts with it
             raise

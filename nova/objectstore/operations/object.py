@@ -33,6 +33,8 @@ class PutObject(Upload):
         return self.writer
 
     async def check(self) -> None:
+        if "partNumber" in self.target.params:  # or what was to be a part would take the place of the object
+            raise errors.InvalidArgument(reason="A part number needs an upload id")
         object_headers.check_offered(self.headers)
         object_headers.metadata(self.headers)
         self.tags = tags.from_header(self.headers)
@@ -156,6 +158,8 @@ async def open_source(operation: Operation, bucket: str, key: str,
     :raises InvalidRequest: this version is a delete marker
     """
     owner = await buckets.get(operation.call.store, bucket)
+    if operation.headers.get("x-amz-source-expected-bucket-owner", owner.project_id) != owner.project_id:
+        raise errors.AccessDenied()
     try:
         source = await operation.authorize("GetObject", owner, key, version)
         source = source or await objects.open_object(operation.call.store, bucket, key, version)
@@ -178,6 +182,10 @@ class GetObject(Operation):
 
     #: what had the key when the bucket was read, until it is used
     _first: Object | None = None
+
+    async def check(self) -> None:
+        if self.call.claim.scheme == "anonymous":
+            object_headers.check_overrides(self.target.params)
 
     async def find_bucket(self) -> Bucket:
         """The bucket, and what has the key in it, in one round trip."""
@@ -247,7 +255,7 @@ class GetObject(Operation):
         wanted = number(self.target.params, "partNumber", 1, 1, 10000)
         sizes = found.part_sizes or [found.size]
         if wanted > len(sizes):
-            raise errors.InvalidRange()
+            raise errors.InvalidPartNumber()
         return sum(sizes[:wanted - 1]), sizes[wanted - 1]
 
 
@@ -255,13 +263,8 @@ class DeleteObject(Operation):
     """DELETE object; it is no error if there is none."""
 
     async def run(self, received: Received) -> Response:
-        match = self.headers.get("If-Match")
-
-        def may_delete(old: Object | None) -> None:
-            if match is not None and old is not None and not old.is_marker:
-                conditions.check_write({"If-Match": match}, old.etag)
         removed = await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, self.version,
-                                       may_delete)
+                                       self._condition())
         headers = {}
         if self.version is not None:
             headers["x-amz-version-id"] = self.version
@@ -270,3 +273,12 @@ class DeleteObject(Operation):
         if removed and removed.is_marker:
             headers["x-amz-delete-marker"] = "true"
         return Response(204, headers)
+
+    def _condition(self) -> objects.Check | None:
+        """What the headers ask of the object; :raises InvalidArgument:"""
+        size, modified = (self.headers.get(f"x-amz-if-match-{name}") for name in ("size", "last-modified-time"))
+        seconds = conditions.seconds(modified) if modified else None
+        if modified and seconds is None:
+            raise errors.InvalidArgument(reason="x-amz-if-match-last-modified-time is no date")
+        return objects.delete_check(self.headers.get("If-Match"), number({"size": size}, "size", 0, 0, 2**63 - 1)
+                                    if size else None, seconds)

@@ -3,10 +3,11 @@
 Clients ask for them as a matter of course (s3cmd info, ansible, rclone) and go by the error code.
 """
 
-from nova.objectstore import errors
+from nova.objectstore import buckets, errors
 from nova.objectstore.body import Received
 from nova.objectstore.operations.base import Operation, Response, xml
 
+_FIRST_REGION = "us-east-1"
 #: sub-resource of a bucket -> code and text of the error when it is not set
 _NOT_SET = {
     "website": ("NoSuchWebsiteConfiguration", "The specified bucket does not have a website configuration"),
@@ -40,10 +41,11 @@ _FEATURES = {
 
 
 class GetBucketLocation(Operation):
-    """GET bucket?location: what the bucket was made with."""
+    """GET bucket?location: its region, which is nothing where that is S3's first one."""
 
     async def run(self, received: Received) -> Response:
-        return xml("GetBucketLocation", {"LocationConstraint": self.bucket.location})
+        region = buckets.location(self.bucket)
+        return xml("GetBucketLocation", {"LocationConstraint": "" if region == _FIRST_REGION else region})
 
 
 class GetBucketConfiguration(Operation):
