@@ -155,7 +155,7 @@ def _parts(root: ElementTree.Element) -> tuple[Part, ...]:
     parts: list[Part | None] = [None] * len(elements)
     for position, element in enumerate(elements):
         part = Part(_text(element, "filename"), _text(element, "digest").lower())
-        if not part.name or "/" in part.name or not _SHA1.fullmatch(part.sha1):
+        if part.name in ("", ".", "..") or "/" in part.name or not _SHA1.fullmatch(part.sha1):
             raise exception.InvalidManifest(reason="a part has no file name or no SHA-1 digest")
         index = element.get("index", str(position))
         if not re.fullmatch(r"[0-9]{1,9}", index) or int(index) >= len(parts) or parts[int(index)] is not None:
