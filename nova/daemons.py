@@ -214,7 +214,7 @@ def objectstore(store: Store, bus: Bus) -> list[Service]:
     async def open_object(bucket: str, key: str):
         return await objects.open_object(store, bucket, key)
     files = object_images.ImageFiles(store, open_files())
-    manager = ImageManager(store, bus, open_object, authority().key_path, files)
+    manager = ImageManager(store, bus, open_object, authority(), files)
     auth = AuthManager(store)
     server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store))
     return [auth, PortFlag("s3_port", server), manager, Heartbeat(store, "objectstore")]

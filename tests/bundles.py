@@ -104,6 +104,14 @@ class Bundle:
         return sorted(n for n in os.listdir(self.directory) if n.startswith(f"{self.name}.part."))
 
 
+def signer(directory: Path, private_key: bytes, certificate: bytes) -> str:
+    """The path of a file with a user's private key, which the certificate is of."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{hashlib.sha256(certificate).hexdigest()}.pem"
+    path.write_bytes(private_key)
+    return str(path)
+
+
 def make(directory: Path, certificate: str, image: bytes, **changes: object) -> Bundle:
     """The bundle of an image.
 

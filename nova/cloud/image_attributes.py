@@ -55,7 +55,7 @@ class ImageAttributes(Controller):
         if attribute == "productCodes":
             return {**answer, "ProductCodes": image_view.product_codes(image)}
         if attribute == "blockDeviceMapping":
-            return {**answer, "BlockDeviceMappings": []}
+            return {**answer, "BlockDeviceMappings": image_view.block_devices(image)}
         values = {"description": ("Description", image.description), "kernel": ("KernelId", image.kernel_id),
                   "ramdisk": ("RamdiskId", image.ramdisk_id), "bootMode": ("BootMode", "legacy-bios")}
         member, value = values.get(attribute) or (_EMPTY[attribute], "")

@@ -58,7 +58,8 @@ class ImageCopies(Controller):
             host=await image_records.store_host(self.store), created=time.time(),
             description=image_records.checked_description(params.get("Description", source.description)),
             architecture=source.architecture, kernel_id=source.kernel_id, ramdisk_id=source.ramdisk_id,
-            product_codes=source.product_codes, tags=tags.merged(kept, tags.at_creation(params, "image")))
+            product_codes=source.product_codes, block_devices=source.block_devices,
+            tags=tags.merged(kept, tags.at_creation(params, "image")))
 
         def also(tx: Transaction) -> None:
             tx.require_exists(Image, source.id)

@@ -9,7 +9,7 @@ from nova.image.models import Image
 
 ROOT_DEVICE = "/dev/vda"
 
-#: filters that are not called after a member of the item.  Of what no image of this cloud has (block devices, say), the
+#: filters that are not called after a member of the item.  Of what no image of this cloud has (volumes, say), the
 #: filters are there and match nothing
 FILTERS = {
     "is-public": "Public", "manifest-location": "ImageLocation", "owner-alias": "ImageOwnerAlias",
@@ -34,7 +34,7 @@ def image(i: Image, is_own: bool) -> dict[str, Any]:
         "Description": i.description, "State": i.state, "OwnerId": i.project_id, "Public": i.is_public,
         "Architecture": i.architecture, "CreationDate": iso(i.created), "VirtualizationType": "hvm",
         "Hypervisor": "kvm", "PlatformDetails": "Linux/UNIX", "UsageOperation": "RunInstances", "EnaSupport": False,
-        "RootDeviceType": "instance-store", "BlockDeviceMappings": [], "ProductCodes": product_codes(i),
+        "RootDeviceType": "instance-store", "BlockDeviceMappings": block_devices(i), "ProductCodes": product_codes(i),
         "Tags": tags.view(i.tags)}
     if i.kind == "machine":
         view["RootDeviceName"] = ROOT_DEVICE
@@ -50,6 +50,12 @@ def image(i: Image, is_own: bool) -> dict[str, Any]:
     if is_own:
         view |= _origin(i)
     return view
+
+
+def block_devices(i: Image) -> list[dict[str, str]]:
+    """What an image wants to find where; the root disk is told as RootDeviceName."""
+    return [{"VirtualName": virtual, "DeviceName": device} for virtual, device in sorted(i.block_devices.items())
+            if virtual not in ("ami", "root")]
 
 
 def product_codes(i: Image) -> list[dict[str, str]]:

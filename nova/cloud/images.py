@@ -24,6 +24,9 @@ LOG = logging.getLogger(__name__)
 #: seconds that RegisterImage waits for the image to become available before it answers that it is pending
 _INGEST_WAIT = 5.0
 
+#: what a guest of this cloud can be made for: its processors run both
+ARCHITECTURES = ("x86_64", "i386")
+
 #: parameters of RegisterImage that this cloud has nothing for; what cannot be had is refused, not ignored
 _NOT_OFFERED = ("UefiData", "TpmSupport", "ImdsSupport", "BillingProducts", "SriovNetSupport")
 
@@ -51,11 +54,18 @@ class Images(Controller):
         source = await self._source(context, location)
         kernel, ramdisk = params.get("KernelId", ""), params.get("RamdiskId", "")
         kind = "kernel" if kernel == "true" else "ramdisk" if ramdisk == "true" else "machine"
-        if location.endswith(MANIFEST_SUFFIX):
+        architecture, devices = params.get("Architecture", ""), _virtual_devices(params)
+        product_codes: tuple[str, ...] = ()
+        if location.endswith(MANIFEST_SUFFIX):  # what the request says wins
             manifest = await wait(in_thread(_read_manifest, source.path))
             if kind == "machine":
                 kind = manifest.kind
             kernel, ramdisk = kernel or manifest.kernel_id, ramdisk or manifest.ramdisk_id
+            architecture, devices = architecture or manifest.architecture, devices or manifest.block_devices
+            product_codes = manifest.product_codes
+            if architecture not in ARCHITECTURES:
+                raise exception.InvalidManifest(reason=f"its architecture is {architecture[:64]}; images of this cloud "
+                                                       f"are {' or '.join(ARCHITECTURES)}")
         if kind != "machine":
             kernel = ramdisk = ""
             rbac.check_permitted(context, "RegisterImage:kernel")
@@ -65,8 +75,9 @@ class Images(Controller):
         image = Image(
             image_records.new_id(kind), project_id=context.project_id, user_id=context.user_id, name=name or location,
             location=location, kind=kind, host=await image_records.store_host(self.store), created=time.time(),
-            description=description, architecture=params.get("Architecture", "x86_64"), kernel_id=kernel,
-            ramdisk_id=ramdisk, tags=tags.at_creation(params, "image"), is_public=kind != "machine")
+            description=description, architecture=architecture or ARCHITECTURES[0], kernel_id=kernel,
+            ramdisk_id=ramdisk, block_devices=devices, product_codes=list(product_codes),
+            tags=tags.at_creation(params, "image"), is_public=kind != "machine")
         await image_records.create(self.store, context, image, "image.register", is_named=bool(name))
         await self._ingest(image)
         return {"ImageId": image.id}
@@ -137,10 +148,17 @@ def _check_offered(params: dict[str, Any]) -> None:
         if params.get(name):
             raise exception.UnsupportedOperation(f"RegisterImage with {name} is not offered by this cloud.")
     image_records.check_mappings(params.get("BlockDeviceMappings", []), params.get("RootDeviceName", ""))
-    for name, only in (("Architecture", "x86_64"), ("VirtualizationType", "hvm"), ("BootMode", "legacy-bios")):
-        if params.get(name, only) != only:
+    for name, offered in (("Architecture", ARCHITECTURES), ("VirtualizationType", ("hvm",)),
+                          ("BootMode", ("legacy-bios",))):
+        if params.get(name, offered[0]) not in offered:
             raise exception.InvalidParameterValue(
-                f"Value ({params[name][:64]}) for parameter {name} is invalid: images of this cloud are {only}.")
+                f"Value ({params[name][:64]}) for parameter {name} is invalid: images of this cloud are "
+                f"{' or '.join(offered)}.")
+
+
+def _virtual_devices(params: dict[str, Any]) -> dict[str, str]:
+    return {mapping["VirtualName"]: mapping["DeviceName"] for mapping in params.get("BlockDeviceMappings", [])
+            if mapping.get("VirtualName") and mapping.get("DeviceName")}
 
 
 def _read_manifest(path: str) -> bundle.Manifest:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from nova import exception, failpoint
 from nova.converge import Converger
+from nova.crypto import Authority
 from nova.datastore import Store
 from nova.flags import FLAGS
 from nova.image import sources, work, worker
@@ -35,16 +36,16 @@ class ImageManager(Service):
     """Converges the images of this host.
 
     :param open_object: how objects of the object store on this host are found
-    :param private_key: path of the cloud's private key, for which bundles are encrypted
+    :param authority: whose key bundles are encrypted for, and who knows the certificates of who signs them
     :param files: where the files of images are kept
     :param kinds: what each kind of source is brought with
     """
 
     name = "images"
 
-    def __init__(self, store: Store, bus: Bus, open_object: Opener, private_key: str, files: ImageFiles,
+    def __init__(self, store: Store, bus: Bus, open_object: Opener, authority: Authority, files: ImageFiles,
                  kinds: Mapping[str, Source] = sources.SOURCES):
-        self._store, self._open, self._private_key = store, open_object, private_key
+        self._store, self._open, self._authority = store, open_object, authority
         self._files, self._sources = files, kinds
         self._directory = os.path.join(FLAGS.state_path, "images")
         self._converger = Converger("image", self._keys, self._converge)
@@ -90,7 +91,7 @@ class ImageManager(Service):
         progress = work.Progress(self._store, image.id)
         try:
             async with work.directory(self._directory, image.id) as directory:
-                job = Job(image, directory, self._store, self._open, self._files, self._private_key, progress)
+                job = Job(image, directory, self._store, self._open, self._files, self._authority, progress)
                 await self._bring(job)
         except exception.ClientError as error:
             await self._fail(image.id, f"Client.{error.code}", error.message)

@@ -23,7 +23,8 @@ class Image(Record):
     `virtual_size` (the bytes that a guest sees) are known once it is `available`.  `state_code` and `state_reason` tell
     why it `failed`; one that is `disabled` was available, and cannot be used until it is enabled.  Beside its owner,
     all (`is_public`) or the projects in `launch_permissions` may use it.  From `deprecated_at` on (seconds since the
-    epoch; 0: never) others do not see it in lists.
+    epoch; 0: never) others do not see it in lists.  `block_devices` are the names of devices by what an instance is to
+    find there, such as ``ephemeral0``.
     """
 
     project_id: str
@@ -49,6 +50,7 @@ class Image(Record):
     launch_permissions: list[str] = field(default_factory=list)
     product_codes: list[str] = field(default_factory=list)
     deprecated_at: float = 0.0
+    block_devices: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
 

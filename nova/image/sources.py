@@ -5,13 +5,15 @@ is another function with a line in the table that the manager gets.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
 from nova import exception
+from nova.crypto import Authority
 from nova.datastore import Store
 from nova.image import bundle
+from nova.image.manifest import check_signature
 from nova.image.models import Image
 from nova.image.work import Progress
 from nova.process import in_thread, wait
@@ -28,6 +30,8 @@ class StoredObject(Protocol):
     def size(self) -> int: ...
     @property
     def sha256(self) -> str: ...
+    @property
+    def user_id(self) -> str: ...
     @property
     def project_id(self) -> str: ...
 
@@ -59,8 +63,8 @@ class ImageFiles(Protocol):
 class Job:
     """An image that is being made, and what its source may use.
 
-    `directory` is for what the source writes; all that is left in it is removed afterwards.  `private_key` is the path
-    of the cloud's, for which bundles are encrypted.
+    `directory` is for what the source writes; all that is left in it is removed afterwards.  `authority` has the
+    cloud's key, for which bundles are encrypted, and the certificates of who signs them.
     """
 
     image: Image
@@ -68,7 +72,7 @@ class Job:
     store: Store
     open_object: Opener
     files: ImageFiles
-    private_key: str
+    authority: Authority
     progress: Progress
 
 
@@ -111,8 +115,7 @@ async def from_bundle(job: Job) -> Candidate:
     """What is bundled under the manifest at the image's location."""
     bucket, _, key = job.image.location.partition("/")
     source = await job.open_object(bucket, key)
-    with open(source.path, "rb") as file:
-        manifest = bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
+    manifest = await wait(in_thread(_read_signed, source.path, job.authority, (job.image.user_id, source.user_id)))
     folder = key.rpartition("/")[0]
     paths = {}
     for part in manifest.parts:
@@ -121,8 +124,16 @@ async def from_bundle(job: Job) -> Candidate:
     def open_part(name: str) -> IO[bytes]:
         return open(paths[name], "rb")
     target = os.path.join(job.directory, "unbundled")
-    await wait(in_thread(bundle.unbundle, manifest, open_part, job.private_key, target))
-    return Candidate(target)
+    sha256, _ = await wait(in_thread(bundle.unbundle, manifest, open_part, job.authority.key_path, target))
+    return Candidate(target, sha256=sha256)
+
+
+def _read_signed(path: str, authority: Authority, signers: Sequence[str]) -> bundle.Manifest:
+    """The manifest in a file, which one of these users must have signed: who registers it, or who has the bucket."""
+    with open(path, "rb") as file:
+        manifest = bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
+    check_signature(manifest, authority.certificates_of(*signers))
+    return manifest
 
 
 async def from_image(job: Job) -> Candidate:

@@ -50,7 +50,7 @@ class Rig:
         self.work = directory / "images"
 
     def new_manager(self, opener: Callable) -> ImageManager:
-        return ImageManager(self.store, self.bus, opener, self.authority.key_path, self.image_files)
+        return ImageManager(self.store, self.bus, opener, self.authority, self.image_files)
 
     async def open(self, bucket: str, key: str) -> Object:
         return await objects.open_object(self.store, bucket, key)
@@ -63,6 +63,7 @@ class Rig:
             writer.write(data)
             md5, sha256 = hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest()
             new = objects.planned(there, Object(id, bucket=bucket, key=key, project_id="proj", file=writer.name,
+                                                user_id=there.user_id,
                                                 size=len(data), md5=md5, sha256=sha256, etag=md5, modified=1.0))
             writer.publish(new)
         return await objects.put(self.store, self.files, there, new)
@@ -73,11 +74,20 @@ class Rig:
         await objects.delete(self.store, self.files, there, key)
 
     async def put_bundle(self, bucket: str, folder: str = "", content: bytes = CONTENT) -> bundles.Bundle:
-        made = bundles.make(self.directory / "bundle", self.authority.certificate_path, content)
+        made = bundles.make(self.directory / "bundle", self.authority.certificate_path, content,
+                            signer=self.signer("ann"))
+        await self.put_parts(bucket, made, folder)
+        return made
+
+    def signer(self, user: str) -> str:
+        """The path of a new private key of a user, who has a certificate for it."""
+        return bundles.signer(self.directory / "keys", *self.authority.issue(user, "proj"))
+
+    async def put_parts(self, bucket: str, made: bundles.Bundle, folder: str = "") -> None:
+        """A bundle as it stands."""
         for name, _ in made.parts:
             await self.put(bucket, f"{folder}/{name}" if folder else name, (made.directory / name).read_bytes())
         await self.put(bucket, f"{folder}/image.manifest.xml" if folder else "image.manifest.xml", made.manifest)
-        return made
 
     async def record(self, location: str, id: str = "ami-00000001", host: str = "h1", **fields: object) -> Image:
         values = {"kind": "machine", "name": "x", **fields}

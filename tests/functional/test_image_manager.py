@@ -21,10 +21,10 @@ from nova.image.models import Image
 from nova.objectstore import images as object_images
 from nova.objectstore import reindex, verify
 from nova.objectstore.holdings import holdings
-from nova.objectstore.models import Object
+from nova.objectstore.models import Bucket, Object
 from nova.process import wait
 from nova.rpc import Bus
-from tests import images
+from tests import bundles, images
 from tests.functional.image_rig import (  # noqa: F401 (the fixtures)
     CONTENT,
     SHA,
@@ -82,7 +82,10 @@ async def test_a_bundle_becomes_an_image(rig: Rig, folder: str) -> None:
 
 @pytest.mark.parametrize(("damage", "reason"), [
     ("digest", "digest of part"), ("missing part", "does not exist"), ("other cloud", "not encrypted for this cloud"),
-    ("manifest", "no XML"), ("size", "size is not what the manifest says"), ("huge", "no XML")])
+    ("manifest", "no XML"), ("size", "size is not what the manifest says"), ("huge", "no XML"),
+    ("bundled size", "not the bundled size"), ("image's digest", "image's digest is not"), ("unsigned", "not signed"),
+    ("changed", "signature is not of"), ("signed by another", "signature is not of"), ("revoked", "revoked"),
+    ("truncated", "cut off")])
 async def test_a_damaged_bundle_fails_the_image_with_the_reason_and_leaves_no_file(
         rig: Rig, tmp_path: Path, damage: str, reason: str) -> None:
     made = await rig.put_bundle("bucket")
@@ -96,13 +99,76 @@ async def test_a_damaged_bundle_fails_the_image_with_the_reason_and_leaves_no_fi
         made.certificate = another.certificate_path
     elif damage == "size":
         made.size = len(CONTENT) + 1
-    text = {"manifest": b"hello", "huge": made.manifest + b" " * (5 << 20)}.get(damage, made.manifest)
+    elif damage == "bundled size":
+        made.bundled_size = int(made.bundled_size) + 1
+    elif damage == "image's digest":
+        made.digest = "0" * 40
+    elif damage == "unsigned":
+        made.signer = ""
+    elif damage == "signed by another":
+        made.signer = rig.signer("eve")
+    elif damage == "revoked":
+        made.signer = rig.signer("ann")
+        rig.authority.revoke_user("ann")
+    elif damage == "truncated":
+        path = tmp_path / "image"
+        path.write_bytes(CONTENT)
+        made.seal(bundles.run("gzip", "-c", input=made.tar(path))[:-100])
+        await rig.put_parts("bucket", made)
+    text = {"manifest": b"hello", "huge": made.manifest + b" " * (5 << 20),
+            "changed": made.manifest.replace(b"x86_64", b"i386")}.get(damage, made.manifest)
     if damage == "huge":
         text = text.replace(b"<version>", b"<version>" + b"x" * (5 << 20), 1)
     await rig.put("bucket", "image.manifest.xml", text)
     image = await rig.ingest("bucket/image.manifest.xml")
     assert image.state == "failed" and reason in image.state_reason
     assert rig.left() == [] and await rig.stray() == []
+
+
+@pytest.mark.parametrize(("members", "reason"), [
+    ("../image", "must not have a path"), ("/tmp/image", "must not have a path"), ("two files", "something behind"),
+    ("symlink", "one regular file"), ("hard link", "something behind"), ("device", "one regular file"),
+    ("directory", "one regular file"), ("bomb", "too much behind")])
+async def test_a_bundle_of_something_else_than_one_file_fails_and_leaves_no_file(rig: Rig, tmp_path: Path, members: str,
+                                                                                 reason: str) -> None:
+    made = await rig.put_bundle("bucket")
+    place = tmp_path / "members" / "here"
+    place.mkdir(parents=True)
+    (place / "image").write_bytes(CONTENT)
+    names, options = ["image"], []
+    if members in ("../image", "/tmp/image"):
+        options = ["-P", f"--transform=s,^image$,{members},"]
+    elif members == "two files":
+        (place / "second").write_bytes(b"x")
+        names = ["image", "second"]
+    elif members == "symlink":
+        (place / "link").symlink_to("/etc/passwd")
+        names = ["link"]
+    elif members == "hard link":
+        os.link(place / "image", place / "link")
+        names = ["image", "link"]
+    elif members == "device":
+        names = ["/dev/null"]
+        options = ["-P", "--transform=s,.*,image,"]
+    elif members == "directory":
+        names = ["."]
+    archive = bundles.run("tar", "-c", "-C", str(place), *options, *names)
+    made.pack(archive + (bytes(100 << 20) if members == "bomb" else b""))
+    await rig.put_parts("bucket", made)
+    image = await rig.ingest("bucket/image.manifest.xml")
+    assert image.state == "failed" and reason in image.state_reason
+    assert rig.left() == [] and await rig.stray() == []
+
+
+async def test_the_buckets_owner_may_have_signed(rig: Rig) -> None:
+    made = await rig.put_bundle("bucket")
+    made.signer = rig.signer("bob")
+    await rig.put("bucket", "image.manifest.xml", made.manifest)
+    there = await rig.store.get(Bucket, "bucket")
+    assert there is not None
+    await rig.store.update(there, user_id="bob")
+    await rig.put("bucket", "image.manifest.xml", made.manifest)
+    assert (await rig.ingest("bucket/image.manifest.xml")).state == "available"
 
 
 # -- convergence ------------------------------------------------------------------------------------------------------
@@ -211,7 +277,7 @@ async def test_two_managers_that_race_leave_one_file(rig: Rig) -> None:
     await rig.put("bucket", "disk.img")
     other = Bus("memory://", "other")
     FLAGS.host = "h1"
-    second = ImageManager(rig.store, other, rig.open, rig.authority.key_path, rig.image_files)
+    second = ImageManager(rig.store, other, rig.open, rig.authority, rig.image_files)
     await second.start()
     await rig.record("bucket/disk.img")
     await asyncio.gather(*(manager.ingest_image("ami-00000001") for manager in (rig.manager, second)))

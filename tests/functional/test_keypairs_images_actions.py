@@ -87,7 +87,7 @@ class Cloud:
         async def open_object(bucket: str, key: str) -> Object:
             return await objects.open_object(store, bucket, key)
         self.image_files = ImageFiles(store, Files(str(directory / "objects")))
-        self.images = ImageManager(store, self.bus, open_object, self.authority.key_path, self.image_files)
+        self.images = ImageManager(store, self.bus, open_object, self.authority, self.image_files)
         self.networks = NetworkManager(store, self.bus, FakeNetwork(str(directory / "networks")))
         cache = Cache(str(directory / "cache"), store, lambda: "")
         cache.source = self.image_files
@@ -289,7 +289,8 @@ async def test_an_object_is_registered(cloud: Cloud) -> None:
 
 async def test_a_bundle_is_registered(cloud: Cloud, tmp_path: Path) -> None:
     cloud.authority.ensure()
-    made = bundles.make(tmp_path / "bundle", cloud.authority.certificate_path, CONTENT)
+    made = bundles.make(tmp_path / "bundle", cloud.authority.certificate_path, CONTENT,
+                        signer=bundles.signer(tmp_path, *cloud.authority.issue("ann", "proj")))
     for name, _ in made.parts:
         await cloud.put(f"bucket/{name}", (made.directory / name).read_bytes())
     await cloud.put("bucket/image.manifest.xml", made.manifest)
@@ -300,7 +301,8 @@ async def test_a_bundle_is_registered(cloud: Cloud, tmp_path: Path) -> None:
 async def put_damaged(cloud: Cloud, directory: Path) -> str:
     """A bundle whose parts are not what its manifest says; its location."""
     cloud.authority.ensure()
-    made = bundles.make(directory / "bundle", cloud.authority.certificate_path, CONTENT)
+    made = bundles.make(directory / "bundle", cloud.authority.certificate_path, CONTENT,
+                        signer=bundles.signer(directory, *cloud.authority.issue("ann", "proj")))
     for name, _ in made.parts:
         await cloud.put(f"bucket/{name}", b"damaged")
     await cloud.put("bucket/image.manifest.xml", made.manifest)
