@@ -11,13 +11,13 @@ Who makes things asks for the :class:`Allowance` of user and project, claims wit
 (:meth:`Allowance.claim`), and gives back with :func:`give`.  A new kind of thing adds a line to :data:`LIMITS`.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nova import events, exception, flags
 from nova.compute.types import GIB, TYPES
 from nova.context import Context
-from nova.datastore import PREFIX, Record, Store, Transaction, record
+from nova.datastore import PREFIX, Record, Store, Transaction, key_of, read, record
 from nova.flags import FLAGS, DEFINE_integer, DEFINE_list
 
 #: what has limits of its own
@@ -182,16 +182,23 @@ def _refusal(of: str, name: str, more: int, used: int, maximum: int) -> exceptio
 async def allowance(store: Store, project_id: str, user_id: str) -> Allowance:
     """What a user may have in a project.
 
-    :param user_id: "" for what belongs to no user: only the project's limits count
+    :param user_id: "" for what belongs to no user: only the project's limits count; project_id likewise
     """
-    return await _read(store, _accounts(project_id, user_id))
+    return allowance_of(project_id, user_id, await store.hashes(allowance_keys(project_id, user_id)))
 
 
-async def _read(store: Store, accounts: list[str]) -> Allowance:
-    stored, rows = await store.get_with(Quota, accounts, [PREFIX + _key(of) for of in accounts])
-    used = {of: _counts(row) for of, row in zip(accounts, rows, strict=True)}
-    overrides = {quota.id: quota.values for quota in stored}
-    return Allowance({of: overrides.get(of, {}) for of in accounts}, used)
+def allowance_keys(project_id: str, user_id: str) -> list[str]:
+    """The hashes that tell an allowance, for who reads them together with others; arguments as :func:`allowance`."""
+    accounts = _accounts(project_id, user_id)
+    return [*(key_of(Quota, of) for of in accounts), *(PREFIX + _key(of) for of in accounts)]
+
+
+def allowance_of(project_id: str, user_id: str, rows: Sequence[Mapping[bytes, bytes]]) -> Allowance:
+    """What the hashes of :func:`allowance_keys` tell."""
+    accounts = _accounts(project_id, user_id)
+    overrides, used = rows[:len(accounts)], rows[len(accounts):]
+    return Allowance({of: read(Quota, row).values if row else {} for of, row in zip(accounts, overrides, strict=True)},
+                     {of: _counts(row) for of, row in zip(accounts, used, strict=True)})
 
 
 async def _counters(store: Store, accounts: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -226,7 +233,7 @@ async def usage(store: Store, project_id: str, user_id: str = "") -> list[Figure
 
 async def of_user(store: Store, user_id: str) -> list[Figure]:
     """What a user may have and has, in all projects together."""
-    return (await _read(store, [account("user", user_id)])).figures()
+    return (await allowance(store, "", user_id)).figures()
 
 
 async def override(store: Store, context: Context | None, of: str, **changes: int | None) -> dict[str, int]:

@@ -10,8 +10,9 @@ uniqueness, pools and counters are decided by Redis.  A list is read in two roun
 else imports from here.
 """
 
-from nova.datastore.records import PREFIX, Kind, Record, kinds, record
+from nova.datastore.records import PREFIX, Kind, Record, changed, key_of, kinds, read, record
 from nova.datastore.store import Store, open_store
 from nova.datastore.transaction import Pool, Taken, Transaction
 
-__all__ = ["PREFIX", "Kind", "Pool", "Record", "Store", "Taken", "Transaction", "kinds", "open_store", "record"]
+__all__ = ["PREFIX", "Kind", "Pool", "Record", "Store", "Taken", "Transaction", "changed", "key_of", "kinds",
+           "open_store", "read", "record"]

@@ -1,4 +1,4 @@
-"""The connection to Redis that all small commands of a process share.
+"""The connection to Redis that commands share.
 
 What is asked within one turn of the event loop goes out in one piece; Redis answers in the order in which it was asked,
 and each answer goes to who asked for it, or nowhere, if they have gone away.  redis-py connects, authenticates and

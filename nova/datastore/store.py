@@ -25,9 +25,8 @@ class Store:
 
     def __init__(self, client: "redis.asyncio.Redis"):
         self.redis = client
-        self._pipeline = Pipeline(client.connection_pool)
+        self._small, self._large = Pipeline(client.connection_pool), Pipeline(client.connection_pool)
         self._digests: dict[str, bytes] = {}
-        self._scripts: dict[str, Any] = {}
 
     async def get(self, cls: type[R], id: str) -> R | None:
         """One record, or None."""
@@ -53,12 +52,12 @@ class Store:
             return []
         if len(keys) == 1 or (len(keys) <= _FEW and not at_once):
             return [_mapping(answer) for answer in await self._ask(
-                *((b"HGETALL", key.encode()) for key in keys), reads=True)]
+                self._small, *((b"HGETALL", key.encode()) for key in keys), reads=True)]
         rows: list[dict[bytes, bytes]] = []
         step = len(keys) if at_once else _HASHES_AT_A_TIME
         for start in range(0, len(keys), step):
             # one answer is read faster than many
-            found = await self._read(_HASHES, [key.encode() for key in keys[start:start + step]], len(keys) > _FEW)
+            found = await self._read(_HASHES, [key.encode() for key in keys[start:start + step]])
             rows += [dict(zip(row[::2], row[1::2], strict=True)) for row in found]
         return rows
 
@@ -67,13 +66,6 @@ class Store:
         first, second = await self.hashes([schema_of(cls).key(id), schema_of(other).key(other_id)])
         return (schema_of(cls).decode(first) if first else None,
                 schema_of(other).decode(second) if second else None)
-
-    async def get_with(self, cls: type[R], ids: Sequence[str], keys: Sequence[str],
-                       ) -> tuple[list[R], list[dict[bytes, bytes]]]:
-        """Records, and hashes that are none, in one round trip."""
-        schema = schema_of(cls)
-        rows = await self.hashes([*map(schema.key, ids), *keys])
-        return [schema.decode(row) for row in rows[:len(ids)] if row], rows[len(ids):]
 
     async def get_fields(self, cls: type[Record], ids: Iterable[str], names: Sequence[str]) -> list[tuple[Any, ...]]:
         """Some fields of many records, 1,000 in a round trip; records that do not exist are left out.
@@ -87,7 +79,7 @@ class Store:
         columns = schema.columns(names)
         found: list[tuple[Any, ...]] = []
         for start in range(0, len(keys), _HASHES_AT_A_TIME):
-            rows = await self._read(_FIELDS, [*head, *keys[start:start + _HASHES_AT_A_TIME]], len(keys) > _FEW)
+            rows = await self._read(_FIELDS, [*head, *keys[start:start + _HASHES_AT_A_TIME]])
             found += [values for id, *row in rows if id is not None and (values := columns.decode(row))]
         return found
 
@@ -100,7 +92,7 @@ class Store:
         for name in where:
             if name not in schema.indexes:
                 raise ValueError(f"{schema.kind} has no index by {name}")
-        keys = [schema.index_prefix(name) + (value if name in schema.many else schema.encode(name, value))
+        keys = [schema.index_prefix(name) + (value if name in schema.many else schema.encoders[name](value))
                 for name, value in where.items()]
         members: set[bytes] = await self.attempt(self.redis.sinter(keys or [schema.all_key]))
         return sorted(m.decode() for m in members)
@@ -180,62 +172,56 @@ class Store:
 
         :raises exception.DatastoreUnavailable:
         """
-        return await self._script(source, args, False)
+        return await self._script(self._small, source, args, False)
 
-    async def _read(self, source: str, args: list[bytes], large: bool) -> Any:
-        """Run a script that changes nothing; a large answer comes on a connection of its own."""
-        if not large:
-            return await self._script(source, args, True)
-        script = self._scripts.get(source)
-        if script is None:
-            script = self._scripts[source] = self.redis.register_script(source)
-        return await self.attempt(script(args=args))
+    async def _read(self, source: str, args: list[bytes]) -> Any:
+        """Run a script that changes nothing."""
+        return await self._script(self._large if len(args) > _FEW else self._small, source, args, True)
 
-    async def _script(self, source: str, args: list[bytes], reads: bool) -> Any:
+    async def _script(self, way: Pipeline, source: str, args: list[bytes], reads: bool) -> Any:
         digest = self._digests.get(source)
         if digest is None:
             digest = self._digests[source] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest().encode()
         try:
-            [answer] = await self._ask((b"EVALSHA", digest, b"0", *args), reads=reads)
+            [answer] = await self._ask(way, (b"EVALSHA", digest, b"0", *args), reads=reads)
         except redis.exceptions.NoScriptError:  # Redis is a new one
-            [answer] = await self._ask((b"EVAL", source.encode(), b"0", *args), reads=reads)
+            [answer] = await self._ask(way, (b"EVAL", source.encode(), b"0", *args), reads=reads)
         return answer
 
     async def ping(self) -> None:
         """:raises exception.DatastoreUnavailable: Redis does not answer"""
-        await self._ask((b"PING",), reads=True)
+        await self._ask(self._small, (b"PING",), reads=True)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._pipeline.close()
+        await self._small.close()
+        await self._large.close()
         await self.redis.aclose()
 
-    async def _ask(self, *commands: tuple[bytes, ...], reads: bool) -> list[Any]:
-        """The answers to commands, which go over the connection that all share.
+    async def _ask(self, way: Pipeline, *commands: tuple[bytes, ...], reads: bool) -> list[Any]:
+        """The answers to commands.
 
+        :param way: large answers go another way than small ones, which they would hold up
         :param reads: they change nothing, so that they can be sent again when the connection was lost
         """
         try:
             try:
-                answers = await self._pipeline.ask(*commands)
+                answers = await way.ask(*commands)
             except Broken:
                 if not reads:
                     raise
-                answers = await self._pipeline.ask(*commands)
+                answers = await way.ask(*commands)
         except _OUTAGES as error:
             raise exception.DatastoreUnavailable() from error
         for answer in answers:
             if isinstance(answer, hiredis.ReplyError):
-                raise self._translated(answer)
+                code = str(answer).partition(" ")[0]
+                if code in _NOT_NOW:
+                    way.renew()  # another Redis may be the right one by now
+                    raise exception.DatastoreUnavailable()
+                raise (redis.exceptions.NoScriptError if code == "NOSCRIPT" else
+                       redis.exceptions.ResponseError)(str(answer))
         return answers
-
-    def _translated(self, answer: hiredis.ReplyError) -> Exception:
-        """An error that Redis answers."""
-        code = str(answer).partition(" ")[0]
-        if code in _NOT_NOW:
-            self._pipeline.renew()  # another Redis may be the right one by now
-            return exception.DatastoreUnavailable()
-        return (redis.exceptions.NoScriptError if code == "NOSCRIPT" else redis.exceptions.ResponseError)(str(answer))
 
     async def attempt(self, operation: Any) -> Any:
         """Await a command of the raw client, on a connection of its own, with its outages told as
@@ -260,7 +246,7 @@ def _mapping(answer: Any) -> dict[bytes, bytes]:
     return answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
 
 
-#: so many hashes come on the connection that all share; more would hold the others up
+#: so many hashes are a small answer
 _FEW = 32
 #: others wait while Redis runs a script, so that one does not read all instances of a cloud
 _HASHES_AT_A_TIME = 1000

@@ -1,6 +1,5 @@
 """Changes of records, pools, counters and sorted sets that are made all together or not at all."""
 
-import dataclasses
 import functools
 import json
 import secrets
@@ -11,7 +10,7 @@ from importlib import resources
 from typing import Any, Protocol
 
 from nova import exception
-from nova.datastore.records import PREFIX, R, Record, Schema, schema_of
+from nova.datastore.records import PREFIX, R, Record, Schema, changed, schema_of
 
 #: how many numbers a record's version may begin at
 _FIRST_VERSIONS = 1 << 40
@@ -70,7 +69,7 @@ class Transaction:
         :param version: what its version begins at, where a record that was lost is brought back
         """
         schema = schema_of(type(obj))
-        new = dataclasses.replace(obj, version=version or secrets.randbelow(_FIRST_VERSIONS) + 1)
+        new = changed(obj, version=version or secrets.randbelow(_FIRST_VERSIONS) + 1)
         self._add("create", new, schema, fields=_encode(schema, _fields(new)), ttl=ttl, indexes=_indexes(schema),
                   set=schema.all_key if schema.listed else None)
         return new
@@ -81,8 +80,7 @@ class Transaction:
         A field whose change is a :class:`Taken` has no value in what is returned; read the record again for it.
         """
         schema = schema_of(type(obj))
-        new = dataclasses.replace(obj, version=obj.version + 1,
-                                  **{k: v for k, v in changes.items() if not isinstance(v, Taken)})
+        new = changed(obj, **{k: v for k, v in changes.items() if not isinstance(v, Taken)}, version=obj.version + 1)
         drop = [name for name, value in changes.items() if value is None]
         fields = {name: value for name, value in changes.items() if value is not None}
         self._add("update", obj, schema, version=str(obj.version), ttl=ttl, drop=drop, indexes=_indexes(schema),
@@ -194,22 +192,29 @@ def _indexes(schema: Schema) -> list[list[str]]:
 
 
 def _fields(obj: Record) -> dict[str, Any]:
-    return {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj) if getattr(obj, f.name) is not None}
+    return {name: value for name, value in vars(obj).items() if value is not None}
 
 
 def _encode(schema: Schema, values: dict[str, Any]) -> dict[str, Any]:
-    return {name: {"take": value.index} if isinstance(value, Taken) else schema.encode(name, value)
+    encoders = schema.encoders
+    return {name: {"take": value.index} if isinstance(value, Taken) else encoders[name](value)
             for name, value in values.items()}
 
 
 def _dump_operations(operations: list[dict[str, Any]]) -> bytes:
     """JSON for commit.lua.  Members that are bytes travel as Latin-1 escapes, which cjson turns into UTF-8: so bytes
     beyond ASCII are put in as they are, by surrogates."""
-    def default(value: Any) -> str:
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "surrogateescape")
-        raise TypeError(f"cannot store {value!r}")
-    return json.dumps(operations, default=default, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return _encode_json(operations).encode("utf-8", "surrogateescape")
+
+
+def _text_of_bytes(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    raise TypeError(f"cannot store {value!r}")
+
+
+_encode_json = json.JSONEncoder(default=_text_of_bytes, separators=(",", ":"), ensure_ascii=False,
+                                check_circular=False).encode
 
 
 @functools.cache

@@ -8,8 +8,9 @@ with S3 Versioning".
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from nova.datastore import changed
 from nova.objectstore import errors
 from nova.objectstore.models import Object
 
@@ -96,12 +97,14 @@ def put(versioning: str, current: Object | None, null: Object | None, new: Objec
     :returns: what is there afterwards begins with the new version
     """
     sequence = max(now, current.sequence + 1) if current else now
-    new = replace(new, sequence=sequence, version_id=id if versioning == ENABLED else "")
+    version_id = id if versioning == ENABLED else ""
+    if (sequence, version_id) != (new.sequence, new.version_id):
+        new = changed(new, sequence=sequence, version_id=version_id)
     if current is None:
         return Change((), (new,))
     if not current.version_id and not new.version_id:
         return Change((current,), (new,))
-    older = replace(current, id=record_id(current.id, shown(current)))
+    older = changed(current, id=record_id(current.id, shown(current)))
     replaced = (null,) if null and not new.version_id else ()
     return Change((current, *replaced), (new, older))
 
@@ -117,7 +120,7 @@ def delete(target: Object, newest: Object | None) -> Change:
     :param newest: the newest of the key's older versions, which takes the place of the current one
     """
     if is_current(target) and newest:
-        return Change((target, newest), (replace(newest, id=target.id),))
+        return Change((target, newest), (changed(newest, id=target.id),))
     return Change((target,))
 
 
@@ -132,7 +135,7 @@ def restore(there: list[Object], lost: Object) -> Change | None:
     after = sorted((lost, *(record for record in there if record not in replaced)), key=order, reverse=True)
     id = lost.id.partition(".")[0]
     return Change(tuple(there), tuple(
-        replace(record, id=id if n == 0 else record_id(id, shown(record))) for n, record in enumerate(after)))
+        changed(record, id=id if n == 0 else record_id(id, shown(record))) for n, record in enumerate(after)))
 
 
 def order(record: Object) -> tuple[int, float]:

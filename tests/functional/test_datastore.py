@@ -61,8 +61,6 @@ async def test_two_records_of_different_kinds(store: Store) -> None:
     assert await store.get_two(Thing, "x", Bucket, "b") == (thing, bucket)
     assert await store.get_two(Thing, "y", Bucket, "b") == (None, bucket)
     assert await store.get_two(Thing, "x", Bucket, "c") == (thing, None)
-    assert await store.get_with(Thing, ["x", "y"], ["nova:bucket:b", "nova:none"]) == (
-        [thing], [await store.redis.hgetall("nova:bucket:b"), {}])
 
 
 async def test_records_without_the_fields_that_came_later_are_read(store: Store) -> None:
