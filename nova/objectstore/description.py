@@ -18,10 +18,9 @@ import os
 import uuid
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 
 from nova import exception
-from nova.datastore import Record
+from nova.datastore import Record, changed
 from nova.objectstore.models import Bucket, Object, Part, Upload
 
 SCHEMA = 1
@@ -30,6 +29,7 @@ ATTRIBUTE = "user.nova"
 ASIDE = ".meta"
 TEMPORARY = "tmp-"
 _KINDS: dict[str, type[Record]] = {"bucket": Bucket, "object": Object, "part": Part, "upload": Upload}
+_WORDS = {cls: word for word, cls in _KINDS.items()}
 _NO_ROOM = (errno.EOPNOTSUPP, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 
 
@@ -39,19 +39,21 @@ class Unreadable(exception.NovaError):
 
 def encode(record: Record) -> bytes:
     """A record as a description."""
-    [kind] = [word for word, cls in _KINDS.items() if type(record) is cls]
-    content = {"schema": SCHEMA, "kind": kind, "fields": dataclasses.asdict(_placeless(record))}
-    return _dump({**content, "crc32": zlib.crc32(_dump(content))})
+    kind = _WORDS[type(record)]
+    content = _dump({"schema": SCHEMA, "kind": kind, "fields": vars(_placeless(record))})
+    return content[:-1] + b',"crc32":%d}' % zlib.crc32(content)
 
 
 def _placeless(record: Record) -> Record:
     """A record as it is described."""
-    return replace(record, id=record.id.partition(".")[0]) if isinstance(record, Object) else record
+    if "." not in record.id or not isinstance(record, Object):
+        return record
+    return changed(record, id=record.id.partition(".")[0])
 
 
 def same(one: Record, other: Record) -> bool:
     """Whether two records are described alike; their versions in the datastore do not count."""
-    return replace(_placeless(one), version=0) == replace(_placeless(other), version=0)
+    return changed(_placeless(one), version=0) == changed(_placeless(other), version=0)
 
 
 def revision(record: Record) -> int:
@@ -60,8 +62,11 @@ def revision(record: Record) -> int:
     return record.revision if isinstance(record, Object) else record.version
 
 
+_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def _dump(content: dict) -> bytes:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode_json(content).encode()
 
 
 def decode(data: bytes) -> Record:

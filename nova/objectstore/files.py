@@ -1,14 +1,16 @@
 """The files of the object store in a directory.
 
 A file is written without a name and gets one when all of it, and its description (nova.objectstore.description), is on
-the disk (O_TMPFILE, fsync, linkat, fsync of the directory); only then is it named in a record.  A crash in between
-leaves a file that no record names; the sweep removes those.  Everything here blocks; callers use :attr:`pool`.
+the disk (nova.objectstore.writing); only then is it named in a record.  A crash in between leaves a file that no record
+names; the sweep removes those.
 """
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
+import struct
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,8 +19,9 @@ from typing import BinaryIO
 from nova import failpoint, process
 from nova.datastore import Record
 from nova.objectstore import description, storage
-from nova.objectstore.description import ASIDE, TEMPORARY
+from nova.objectstore.description import ASIDE
 from nova.objectstore.models import Object, Part
+from nova.objectstore.writing import Group, Writer, open_directory
 
 log = logging.getLogger(__name__)
 
@@ -27,74 +30,10 @@ failpoint.declare("objectstore.copy.described", "the description of a copy is on
 _BLOCK = 1 << 20
 #: below how many bytes it is not asked beforehand whether there is room on the disk
 _SMALL = 1 << 20
+#: ioctl of Linux's file attributes, and the one that `chattr +T` sets
+_GET_FLAGS, _SET_FLAGS, _TOP_OF_HIERARCHIES = 0x80086601, 0x40086602, 0x00020000
 #: the directory of what verification found damaged
 QUARANTINE = "quarantine"
-
-
-class Writer(storage.Writer):
-    """A file that is being written."""
-
-    def __init__(self, root: str, name: str):
-        self._root = root
-        self.name = f"{name[2:4]}/{name}"
-        self._directory = os.open(_make_directory(root, name), os.O_RDONLY | os.O_DIRECTORY)
-        self._temporary = ""
-        try:
-            self._file = os.open(".", os.O_TMPFILE | os.O_RDWR, 0o640, dir_fd=self._directory)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
-                os.close(self._directory)
-                raise
-            self._temporary = TEMPORARY + uuid.uuid4().hex
-            self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640, dir_fd=self._directory)
-        self._open = True
-
-    def write(self, data: bytes, /) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view):]
-
-    def copy(self, path: str) -> None:
-        """Append another file; what it has no blocks for gets none here."""
-        with open(path, "rb", buffering=0) as source:
-            size, end = os.fstat(source.fileno()).st_size, os.lseek(self._file, 0, os.SEEK_END)
-            for start, stop in data_of(source.fileno(), size):
-                os.lseek(self._file, end + start, os.SEEK_SET)
-                os.lseek(source.fileno(), start, os.SEEK_SET)
-                while start < stop:
-                    sent = os.sendfile(self._file, source.fileno(), None, min(_BLOCK, stop - start))
-                    if not sent:
-                        raise OSError(errno.EIO, "it was cut while it was copied", path)
-                    start += sent
-            os.ftruncate(self._file, end + size)
-
-    def publish(self, record: Record) -> None:
-        target = os.path.basename(self.name)
-        data = description.encode(record)
-        attached = description.attach(self._file, data)
-        os.fsync(self._file)
-        if not attached:
-            description.write_aside(self._directory, target + ASIDE, data)
-        try:
-            if self._temporary:
-                os.rename(self._temporary, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-                self._temporary = ""
-            else:
-                os.link(f"/proc/self/fd/{self._file}", target, dst_dir_fd=self._directory, follow_symlinks=True)
-        except OSError:
-            if not attached:
-                os.unlink(target + ASIDE, dir_fd=self._directory)
-            raise
-        os.fsync(self._directory)
-        self.close()
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
-            if self._temporary:
-                os.unlink(self._temporary, dir_fd=self._directory)
-            os.close(self._file)
-            os.close(self._directory)
 
 
 class Files(storage.Storage):
@@ -107,10 +46,13 @@ class Files(storage.Storage):
 
     def __init__(self, root: str):
         self.root = self.place = root
-        os.makedirs(os.path.join(root, QUARANTINE), mode=0o750, exist_ok=True)
+        if not os.path.isdir(os.path.join(root, QUARANTINE)):
+            os.makedirs(os.path.join(root, QUARANTINE), mode=0o750, exist_ok=True)
+            _spread(root)
         self.buckets = description.Register(os.path.join(root, "buckets"))
         self.uploads = description.Register(os.path.join(root, "uploads"))
         self.pool = process.Pool(8, "objects")
+        self._group = Group(root, self.pool)
 
     def new(self, owner: str, size: int = 0) -> Writer:
         if size >= _SMALL:
@@ -123,6 +65,9 @@ class Files(storage.Storage):
         with Writer(self.root, os.path.basename(record.file)) as writer:
             writer.write(data)
             writer.publish(record)
+
+    async def put_soon(self, record: Object | Part, data: bytes) -> None:
+        await self._group.put(record, data)
 
     def id(self) -> str:
         try:
@@ -143,7 +88,7 @@ class Files(storage.Storage):
         Its description is beside it, and is on the disk first: the attribute of the file says what others are.
         """
         target = self.path(record.file)
-        directory = os.open(_make_directory(self.root, os.path.basename(target)), os.O_RDONLY | os.O_DIRECTORY)
+        directory = open_directory(self.root, os.path.basename(target))
         try:
             description.write_aside(directory, os.path.basename(target) + ASIDE, description.encode(record))
             failpoint.hit("objectstore.copy.described")
@@ -159,7 +104,7 @@ class Files(storage.Storage):
     def take(self, path: str, record: Object) -> None:
         """Where both are in one file system it is only renamed."""
         name = os.path.basename(record.file)
-        directory = os.open(_make_directory(self.root, name), os.O_RDONLY | os.O_DIRECTORY)
+        directory = open_directory(self.root, name)
         try:
             if os.stat(path).st_dev != os.fstat(directory).st_dev:
                 with Writer(self.root, name) as writer:
@@ -309,36 +254,17 @@ class _Range:
         self._file.close()
 
 
-def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file has data: beginning and end in bytes of each piece between holes.
+def _spread(path: str) -> None:
+    """Have an ext4 put the directories that are made in this one far from each other on the disk.
 
-    :param file: its descriptor
-    :param size: in bytes
+    Else all files would share a few block groups, in which a place for a new file takes ever longer to be found.
     """
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(file, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # nothing but a hole is left
-            raise
-        end = os.lseek(file, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def _make_directory(root: str, name: str) -> str:
-    """The directory of a file; two characters of its name spread the files over 256 of them."""
-    directory = os.path.join(root, name[2:4])
-    if not os.path.isdir(directory):
-        os.makedirs(directory, mode=0o750, exist_ok=True)
-        _sync_directory(root)
-    return directory
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        flags = bytearray(8)
+        fcntl.ioctl(directory, _GET_FLAGS, flags)
+        fcntl.ioctl(directory, _SET_FLAGS, struct.pack("i4x", struct.unpack_from("i", flags)[0] | _TOP_OF_HIERARCHIES))
+    except OSError as error:
+        log.debug("the file system does not spread directories: %s", error)
     finally:
-        os.close(fd)
+        os.close(directory)

@@ -98,7 +98,7 @@ async def put_part(store: Store, files: Storage, upload: Upload, part: Part) -> 
             continue
         break
     if old is not None:
-        await discard(files, old.file)
+        await files.remove_soon(old.file)
 
 
 def _raise_if_over(error: exception.NovaError) -> None:

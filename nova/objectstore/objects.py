@@ -8,17 +8,17 @@ changed since they were read: a PUT that began before versioning was enabled doe
 ends.  The file's description (nova.objectstore.description) says before the transaction what the record will be.
 """
 
-import dataclasses
 import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
 from nova import exception, failpoint, process
 from nova.auth import quota
-from nova.datastore import Store, Transaction
+from nova.datastore import Store, Transaction, changed, key_of, read
 from nova.objectstore import buckets, conditions, errors, versions
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.storage import Storage, Undo, discard, owner_of
@@ -117,6 +117,29 @@ async def older_versions(store: Store, bucket: Bucket, key: str, count: int) -> 
     return found[:count]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What was there when a request began: what had the key, and what its sender may have."""
+
+    current: Object | None
+    project_id: str
+    user_id: str
+    allowance: quota.Allowance
+
+    def allowance_of(self, project_id: str, user_id: str) -> quota.Allowance | None:
+        """What a user may have in a project, if it was read."""
+        return self.allowance if (project_id, user_id) == (self.project_id, self.user_id) else None
+
+
+async def see(store: Store, bucket: str, key: str, project_id: str, user_id: str) -> tuple[Bucket | None, Seen]:
+    """A bucket, what has a key in it, and what a user may have in a project, in one round trip."""
+    row, current, *limits = await store.hashes([
+        key_of(Bucket, bucket), key_of(Object, object_id(bucket, key)), *quota.allowance_keys(project_id, user_id)])
+    return read(Bucket, row) if row else None, Seen(
+        read(Object, current) if current else None, project_id, user_id,
+        quota.allowance_of(project_id, user_id, limits))
+
+
 # -- changing ---------------------------------------------------------------------------------------------------------
 
 def write_check(headers: Mapping[str, str]) -> Check:
@@ -149,21 +172,22 @@ async def check_room(store: Store, bucket: Bucket, size: int) -> None:
 
 
 async def put(store: Store, files: Storage, bucket: Bucket, new: Object, check: Check | None = None,
-              also: Also | None = None) -> Object:
+              also: Also | None = None, seen: Seen | None = None) -> Object:
     """Make an object whose file is published the current version of its key.
 
     :param new: as :func:`planned` made it and its file is described
     :param check: raises if the object that is there must not be replaced
     :param also: ends the multipart upload that becomes this object, in the same transaction
+    :param seen: what was there a moment ago, which need not be read again: the transaction finds out if it has changed
     :returns: the object with its version id
     :raises NoSuchBucket: somebody removed the bucket
     :raises NoSuchUpload: somebody completed or aborted the upload
     :raises QuotaExceeded: the bucket's user or project may not have as much
     """
     failpoint.hit("objectstore.put.published")
-    made = await _add(store, files, bucket, new, check, also)
+    made = await _add(store, files, bucket, new, check, also, seen)
     failpoint.hit("objectstore.put.committed")
-    await _remove_files(files, made)
+    await files.remove_soon(*(record.file for record in made.gone))
     return made.after[0]
 
 
@@ -189,8 +213,8 @@ async def delete(store: Store, files: Storage, bucket: Bucket, key: str, version
         if versions.is_current(target) and bucket.versioning:
             older = await older_versions(store, bucket, key, _CANDIDATES)
         made = versions.delete(target, older[0] if older else None)
-        if changed := await _commit(store, bucket, made, None):
-            bucket = changed
+        if bucket_now := await _commit(store, bucket, made, None):
+            bucket = bucket_now
             continue
         failpoint.hit("objectstore.delete.committed")
         await _remove_files(files, made)
@@ -207,19 +231,19 @@ async def change(store: Store, files: Storage, bucket: str, key: str, version: s
     while True:
         found = await open_object(store, bucket, key, version)
         try:
-            changed = await store.update(found, revision=found.revision + 1, **changes(found))
+            now = await store.update(found, revision=found.revision + 1, **changes(found))
         except (exception.Conflict, exception.NotFound):
             continue  # it was changed, or has become an older version or the current one
         failpoint.hit("objectstore.change.committed")
-        await process.wait(files.pool.run(files.describe, changed))
-        return changed
+        await process.wait(files.pool.run(files.describe, now))
+        return now
 
 
 def planned(bucket: Bucket, new: Object) -> Object:
     """A new object with the version id and the sequence that it gets if its bucket and its key stay as they are: what
     its file is described as."""
-    return dataclasses.replace(new, sequence=time.time_ns() // 1000,
-                               version_id=versions.new_id(new.file) if bucket.versioning == versions.ENABLED else "")
+    return changed(new, sequence=time.time_ns() // 1000,
+                   version_id=versions.new_id(new.file) if bucket.versioning == versions.ENABLED else "")
 
 
 async def _mark(store: Store, files: Storage, bucket: Bucket, key: str, check: Check | None) -> Object:
@@ -235,30 +259,34 @@ async def _mark(store: Store, files: Storage, bucket: Bucket, key: str, check: C
     async with Undo(files, marker.file):
         made = await _add(store, files, bucket, marker, check, None)
     failpoint.hit("objectstore.mark.committed")
-    await _remove_files(files, made)
+    await files.remove_soon(*(record.file for record in made.gone))
     return made.after[0]
 
 
-async def _add(store: Store, files: Storage, bucket: Bucket, new: Object, check: Check | None,
-               also: Also | None) -> Change:
+async def _add(store: Store, files: Storage, bucket: Bucket, new: Object, check: Check | None, also: Also | None,
+               seen: Seen | None = None) -> Change:
     """Make a new current version of a key; the first record of what is there afterwards is the new one."""
     described = new
     while True:
         id = versions.new_id(new.file) if bucket.versioning == versions.ENABLED else ""
-        current, null, done = await _there(store, bucket, new, id)
+        if seen is not None and not bucket.versioning:
+            current, null, done = seen.current, None, None
+        else:
+            current, null, done = await _there(store, bucket, new, id)
         if done:
             return Change((), (done,))  # an earlier turn did it, its answer got lost
         if check:
             check(versions.live(current))
         made = versions.put(bucket.versioning, current, null, new, id, new.sequence)
-        if made.after[0] != described:  # before the transaction: what the disk says of a record is right at any time
+        if made.after[0] is not described and made.after[0] != described:
+            # before the transaction: what the disk says of a record is right at any time
             described = made.after[0]
             await process.wait(files.pool.run(files.describe, described))
             failpoint.hit("objectstore.put.described")
-        changed = await _commit(store, bucket, made, also)
-        if changed is None:
+        bucket_now = await _commit(store, bucket, made, also, seen)
+        if bucket_now is None:
             return made
-        bucket = changed
+        bucket, seen = bucket_now, None
 
 
 async def _there(store: Store, bucket: Bucket, new: Object,
@@ -272,9 +300,11 @@ async def _there(store: Store, bucket: Bucket, new: Object,
     return found.get(new.id), found.get(versions.record_id(new.id, versions.NULL)), done
 
 
-async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | None) -> Bucket | None:
+async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | None,
+                  seen: Seen | None = None) -> Bucket | None:
     """Make a change; if somebody else was faster, returns the bucket as it is now, and the caller decides again.
 
+    :param seen: what the bucket's user may have, if that was read just now
     :raises NoSuchBucket, NoSuchUpload, QuotaExceeded:
     """
     tx = store.transaction()
@@ -289,7 +319,9 @@ async def _commit(store: Store, bucket: Bucket, change: Change, also: Also | Non
     write(tx, bucket, change)
     for (project_id, user_id), more in balance.items():
         if more > 0:
-            (await quota.allowance(store, project_id, user_id)).claim(tx, {quota.OBJECT_GB: more})
+            allowance = seen and seen.allowance_of(project_id, user_id)
+            allowance = allowance or await quota.allowance(store, project_id, user_id)
+            allowance.claim(tx, {quota.OBJECT_GB: more})
         elif more < 0:
             quota.give(tx, project_id, user_id, {quota.OBJECT_GB: -more})
     try:
@@ -309,9 +341,10 @@ def write(tx: Transaction, bucket: Bucket, change: Change) -> None:
     before = {record.id: record for record in change.before}
     for record in change.after:
         if record.id in before:
-            fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-            del fields["id"], fields["version"]
-            tx.update(before.pop(record.id), **fields)
+            old = before.pop(record.id)
+            there = vars(old)
+            tx.update(old, **{name: value for name, value in vars(record).items()
+                              if name != "version" and value != there[name]})
         else:
             tx.create(record)
     for record in before.values():

@@ -11,6 +11,7 @@ call names, any may raise :class:`OSError` (ENOSPC or EDQUOT: there is no room) 
 S3Error, which would say that no record names what was made.
 """
 
+import asyncio
 import logging
 import math
 import os
@@ -26,6 +27,9 @@ from nova.objectstore.description import ASIDE
 from nova.objectstore.models import Object, Part
 
 log = logging.getLogger(__name__)
+
+#: how many files may wait for their removal
+_NEEDLESS = 1000
 
 
 class Reader(Protocol):
@@ -110,6 +114,9 @@ class Storage(ABC):
     place: str
     #: whether an nginx in front can give out a file by its name
     nginx_has_them: bool = False
+    #: what is to be removed soon, and the task that does it
+    _needless: tuple[str, ...] = ()
+    _remover: asyncio.Task[None] | None = None
 
     # -- what is new --
 
@@ -215,6 +222,23 @@ class Storage(ABC):
     def remove(self, *files: str) -> None:
         """Remove files that no record names any more; they may be gone already."""
 
+    async def remove_soon(self, *files: str) -> None:
+        """:meth:`remove` after a while, with others; only when very many wait for that, this does, too.  What cannot be
+        removed is left to the sweep."""
+        self._needless += files
+        if self._needless and self._remover is None:
+            self._remover = asyncio.ensure_future(self._remove_needless())
+        if len(self._needless) > _NEEDLESS and self._remover is not None:
+            await asyncio.shield(self._remover)
+
+    async def _remove_needless(self) -> None:
+        try:
+            while self._needless:
+                files, self._needless = self._needless, ()
+                await discard(self, *files)
+        finally:
+            self._remover = None
+
     @abstractmethod
     def remove_unfinished(self) -> None:
         """Remove what writers have left that died long ago and that has no name."""
@@ -257,7 +281,7 @@ async def discard(files: Storage, *names: str) -> None:
     """
     try:
         await process.wait(files.pool.run(files.remove, *names))
-    except (OSError, exception.Unavailable) as error:
+    except (OSError, RuntimeError, exception.Unavailable) as error:  # RuntimeError: the threads have ended
         log.warning("%s: left to the sweep: %s", ", ".join(names), error)
 
 

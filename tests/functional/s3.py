@@ -26,7 +26,7 @@ from nova import datastore
 from nova.auth.manager import AuthManager
 from nova.flags import FLAGS
 from tests import slapd
-from tests.conftest import RedisServer, free_port
+from tests.conftest import RedisServer, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -52,6 +52,10 @@ class Server:
 
     def files(self) -> list[Path]:
         return [p for p in self.objects.glob("??/*") if p.is_file() and p.suffix != ".meta"]
+
+    def wait_for_files(self, number: int) -> None:
+        """Wait until there are so many; those that were replaced go a moment after the answer."""
+        wait_until(lambda: len(self.files()) == number, 10, f"{number} files")
 
     def resident(self) -> int:
         """Its resident memory, in bytes."""

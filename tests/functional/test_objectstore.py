@@ -83,7 +83,7 @@ def test_bucket_with_uploads_can_be_removed(server, s3):
     upload = s3.create_multipart_upload(Bucket="with-uploads", Key="x")["UploadId"]
     s3.upload_part(Bucket="with-uploads", Key="x", UploadId=upload, PartNumber=1, Body=b"x")
     s3.delete_bucket(Bucket="with-uploads")
-    assert len(server.files()) == before
+    server.wait_for_files(before)
 
 
 # -- objects ----------------------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ def test_overwrite_and_delete_leave_no_files(server, s3, bucket):
     for n in range(3):
         s3.put_object(Bucket=bucket, Key="k", Body=b"x" * n)
     s3.copy_object(Bucket=bucket, Key="c", CopySource={"Bucket": bucket, "Key": "k"})
-    assert len(server.files()) == before + 2
+    server.wait_for_files(before + 2)
     s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k"}, {"Key": "c"}, {"Key": "not there"}]})
-    assert len(server.files()) == before
+    server.wait_for_files(before)
 
 
 def test_copy_with_new_metadata_onto_itself(s3, bucket):

@@ -16,6 +16,7 @@ from nova.flags import FLAGS
 from nova.objectstore import expiry, lifecycle
 from nova.objectstore.files import Files
 from nova.objectstore.models import object_id
+from tests.conftest import wait_until
 from tests.functional.s3 import (  # noqa: F401 (the fixtures)
     MIB,
     bucket_fixture,
@@ -179,7 +180,7 @@ def test_tags_never_tear_an_object_that_is_replaced_meanwhile(server, s3, bucket
     found = s3.get_object(Bucket=bucket, Key="k")
     body = found["Body"].read()
     assert found["ETag"] == f'"{hashlib.md5(body).hexdigest()}"'
-    assert len([f for f in server.files() if object_id(bucket, "k") in f.name]) == 1
+    wait_until(lambda: len([f for f in server.files() if object_id(bucket, "k") in f.name]) == 1, 10)
 
 
 def test_tags_of_a_bucket(s3, bucket):

@@ -233,6 +233,7 @@ def test_an_overwritten_file_that_is_still_there_is_not_taken(running: Server) -
     kept = old.with_name("kept")
     os.link(old, kept)
     s3.put_object(Bucket="here", Key="k", Body=b"new")
+    running.wait_for_files(2)
     os.rename(kept, old)
     for _ in range(2):
         report = rebuild(url, directory)

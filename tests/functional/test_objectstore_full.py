@@ -110,3 +110,23 @@ def test_a_disk_that_cannot_be_written(small: Server) -> None:
     s3.put_object(Bucket="here", Key="k", Body=b"new")
     assert s3.get_object(Bucket="here", Key="k")["Body"].read() == b"new"
     counters_agree(small)
+
+
+def test_a_disk_that_gets_full_with_small_objects(small: Server) -> None:
+    """Files that are written together: those for which there is no room harm none of the others."""
+    small.client().put_object(Bucket="here", Key="large", Body=Zeros(22 * MIB))
+    size = 100 << 10
+
+    def put(n: int) -> tuple[str, int]:
+        return outcome(lambda: small.client().put_object(Bucket="here", Key=f"k{n}", Body=bytes([n]) * size))
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(put, range(48)))
+    assert set(answers) == {FULL, ("done", 200)}
+    small.wait_for_files(1 + answers.count(("done", 200)))
+    s3 = small.client()
+    for n, answer in enumerate(answers):
+        there = outcome(lambda n=n: s3.head_object(Bucket="here", Key=f"k{n}"))  # type: ignore[misc]
+        assert there == (("done", 200) if answer == ("done", 200) else ("404", 404))
+        if there == ("done", 200):
+            assert s3.get_object(Bucket="here", Key=f"k{n}")["Body"].read() == bytes([n]) * size
+    counters_agree(small)

@@ -181,7 +181,7 @@ def test_parallel_puts_marks_and_removals_agree_in_the_end(server, s3, versioned
         list(threads.map(work, range(16)))
     found = listed(s3, versioned)
     assert len(found) == 16 and [latest for _, _, latest, _ in found] == [True] + [False] * 15
-    assert len(server.files()) - before == 16
+    server.wait_for_files(before + 16)
     assert s3.list_objects_v2(Bucket=versioned)["KeyCount"] == 1
 
 

@@ -110,7 +110,7 @@ def test_concurrent_overwrites_leave_one_whole_object(server, s3, bucket):
                       range(16)))
     body = s3.get_object(Bucket=bucket, Key="k")["Body"].read()
     assert len(body) == 300000 and len(set(body)) == 1
-    assert len(server.files()) == before + 1
+    server.wait_for_files(before + 1)
 
 
 def test_datastore_down_is_503(server, s3, bucket):

@@ -218,7 +218,7 @@ def test_a_suspended_put_replaces_only_the_null_version(server, s3, bucket):
     assert listed(s3, bucket) == [("k", "null", True, False), ("k", first, False, False)]
     assert put(s3, bucket, b"3") == "null" and get(s3, bucket) == b"3"
     assert listed(s3, bucket) == [("k", "null", True, False), ("k", first, False, False)]
-    assert len(server.files()) == files
+    server.wait_for_files(files)
 
 
 def test_a_suspended_delete_replaces_the_null_version_by_a_null_marker(server, s3, bucket):
@@ -230,7 +230,7 @@ def test_a_suspended_delete_replaces_the_null_version_by_a_null_marker(server, s
     for _ in range(2):
         assert delete(s3, bucket) == {"VersionId": "null", "DeleteMarker": True}
         assert sorted(listed(s3, bucket)) == sorted([("k", "null", True, True), ("k", first, False, False)])
-    assert len(server.files()) == files  # the marker's in place of the object's
+    server.wait_for_files(files)  # the marker's in place of the object's
     assert refused(get, s3, bucket) == ("NoSuchKey", 404)
     assert refused(get, s3, bucket, "null") == ("MethodNotAllowed", 405)
     assert delete(s3, bucket, "null") == {"VersionId": "null", "DeleteMarker": True}

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from tornado.httputil import HTTPHeaders
 
+from nova import process
 from nova.auth import rbac
 from nova.auth.signer import Claim
 from nova.datastore import Store
@@ -20,11 +21,11 @@ from nova.objectstore import buckets, errors, objects, versions
 from nova.objectstore.access import acl, actions, decision, values
 from nova.objectstore.access.acl import Acl
 from nova.objectstore.access.decision import Question
-from nova.objectstore.body import MAX_UPLOAD, Memory, Received, Target
-from nova.objectstore.models import Bucket, Object
+from nova.objectstore.body import MAX_UPLOAD, SMALL, Memory, Received, Target
+from nova.objectstore.models import Bucket, Object, Part
 from nova.objectstore.request import Target as RequestTarget
 from nova.objectstore.serving import StoredFile
-from nova.objectstore.storage import Storage
+from nova.objectstore.storage import Storage, Writer
 from nova.wire import rest_xml
 
 #: bodies of operations that need none are read and thrown away up to this many bytes
@@ -275,6 +276,32 @@ class Upload(Operation):
     """An operation whose body is an object or a part of one."""
 
     max_body = MAX_UPLOAD
+    writer: Writer | None = None
+
+    async def place_for(self, owner: str) -> Target:
+        """Where the body goes: what is small stays in memory until all of it is there.
+
+        :param owner: as :meth:`nova.objectstore.files.Files.new` has it
+        """
+        files, length = self.call.files, self.call.length
+        if length is not None and length <= SMALL:
+            self.body = Memory(SMALL)
+            self.file = files.name(owner)
+            return self.body
+        self.writer = await process.wait(files.pool.run(files.new, owner, length or 0))
+        self.file = self.writer.name
+        return self.writer
+
+    async def publish(self, record: Object | Part) -> None:
+        """Put the file on the disk; :param record: what will name it"""
+        if self.writer is None:
+            await self.call.files.put_soon(record, self.body.data)
+        else:
+            await process.wait(self.call.files.pool.run(self.writer.publish, record))
+
+    async def abandon(self) -> None:
+        if self.writer:
+            await process.wait(self.call.files.pool.run(self.writer.close))
 
     async def check_room(self, replaced: int) -> None:
         """Refuse a large body that will not fit before it comes.

@@ -74,14 +74,9 @@ def part_number(params: dict[str, str]) -> int:
 class UploadPart(Upload):
     """PUT object?partNumber&uploadId."""
 
-    writer: Writer | None = None
-
     async def prepare(self) -> Target:
         await super().prepare()
-        files = self.call.files
-        owner_name = f"p-{records.part_id(self.upload.id, self.number)}"
-        self.writer = await process.wait(files.pool.run(files.new, owner_name, self.call.length or 0))
-        return self.writer
+        return await self.place_for(f"p-{records.part_id(self.upload.id, self.number)}")
 
     async def check(self) -> None:
         self.upload = await find_upload(self)
@@ -94,20 +89,12 @@ class UploadPart(Upload):
         return frozenset((self.upload.checksum_algorithm,)) if self.upload.checksum_algorithm else frozenset()
 
     async def run(self, received: Received) -> Response:
-        files, writer = self.call.files, self.writer
-        if writer is None:
-            raise errors.InternalError()
-        part = multipart.new_part(self.upload, self.number, writer.name, received.size, received.md5,
-                                  received.checksums)
-        await process.wait(files.pool.run(writer.publish, part))
-        async with Undo(files, writer.name):
-            await multipart.put_part(self.call.store, files, self.upload, part)
+        part = multipart.new_part(self.upload, self.number, self.file, received.size, received.md5, received.checksums)
+        await self.publish(part)
+        async with Undo(self.call.files, part.file):
+            await multipart.put_part(self.call.store, self.call.files, self.upload, part)
         return Response(headers={"ETag": f'"{part.md5}"', **{checksums.header_name(name): value
                                                              for name, value in part.checksums.items()}})
-
-    async def abandon(self) -> None:
-        if self.writer:
-            await process.wait(self.call.files.pool.run(self.writer.close))
 
 
 class UploadPartCopy(Operation):

@@ -11,36 +11,41 @@ from nova.objectstore.operations import headers as object_headers
 from nova.objectstore.operations.base import Operation, Response, Upload, xml
 from nova.objectstore.request import copy_source, number
 from nova.objectstore.serving import StoredFile, body_of
-from nova.objectstore.storage import Undo, Writer
+from nova.objectstore.storage import Undo
 
 DEFINE_integer("s3_sendfile_size", 128 << 10, "bytes of an object from which on the nginx in front gives them out, if "
                "it can", lower_bound=1)
 
 #: how often an object is looked up again whose file was replaced between reading the record and opening the file
 _TURNS = 3
+#: seconds for which what was read at the beginning of a request is not read again at its end
+_RECENT = 1.0
 
 
 class PutObject(Upload):
     """PUT object."""
 
-    writer: Writer | None = None
-
     async def prepare(self) -> Target:
         await super().prepare()
-        id = object_id(self.bucket.id, self.target.key)
-        files = self.call.files
-        self.writer = await process.wait(files.pool.run(files.new, f"o-{id}", self.call.length or 0))
-        return self.writer
+        return await self.place_for(f"o-{object_id(self.bucket.id, self.target.key)}")
+
+    async def find_bucket(self) -> Bucket:
+        identity, target = self.call.identity, self.target
+        bucket, self._seen = await objects.see(self.call.store, target.bucket, target.key, identity.project_id,
+                                               identity.user_id)
+        if bucket is None:
+            raise errors.NoSuchBucket()
+        return bucket
 
     async def check(self) -> None:
         if "partNumber" in self.target.params:  # or what was to be a part would take the place of the object
             raise errors.InvalidArgument(reason="A part number needs an upload id")
         object_headers.check_offered(self.headers)
-        object_headers.metadata(self.headers)
+        self.metadata = object_headers.metadata(self.headers)
         self.tags = tags.from_header(self.headers)
         self.acl = self.new_acl()
         self.may_replace = objects.write_check(self.headers)
-        old = await self.call.store.get(Object, object_id(self.bucket.id, self.target.key))
+        old = self._seen.current
         self.may_replace(versions.live(old))
         await self.check_room(versions.replaces(self.bucket.versioning, old))
 
@@ -50,25 +55,20 @@ class PutObject(Upload):
         return frozenset((named,)) if named else frozenset()
 
     async def run(self, received: Received) -> Response:
-        files, writer = self.call.files, self.writer
-        if writer is None:
-            raise errors.InternalError()
         new = objects.planned(self.bucket, Object(
             object_id(self.bucket.id, self.target.key), bucket=self.bucket.id, key=self.target.key,
-            project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=writer.name,
+            project_id=self.bucket.project_id, user_id=self.bucket.user_id, file=self.file,
             size=received.size, md5=received.md5, sha256=received.sha256, etag=received.md5, modified=time.time(),
-            headers=object_headers.content(self.headers), metadata=object_headers.metadata(self.headers),
+            headers=object_headers.content(self.headers), metadata=self.metadata,
             storage_class=object_headers.storage_class(self.headers), checksums=received.checksums, tags=self.tags,
             acl=self.acl))
-        await process.wait(files.pool.run(writer.publish, new))
-        async with Undo(files, writer.name):
-            new = await objects.put(self.call.store, files, self.bucket, new, self.may_replace)
+        await self.publish(new)
+        async with Undo(self.call.files, new.file):
+            recent = time.time() - self.call.received < _RECENT
+            new = await objects.put(self.call.store, self.call.files, self.bucket, new, self.may_replace,
+                                    seen=self._seen if recent else None)
         return Response(headers={"ETag": f'"{new.etag}"', **object_headers.of_version(self.bucket, new),
                                  **object_headers.of_checksums(new), **lifecycle.headers(self.bucket, new)})
-
-    async def abandon(self) -> None:
-        if self.writer:
-            await process.wait(self.call.files.pool.run(self.writer.close))
 
 
 class CopyObject(Operation):
