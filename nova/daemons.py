@@ -5,10 +5,13 @@ The scripts in bin/ call one function of this module each.  ``nova-all`` compose
 
 import importlib.util
 import os
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from nova import crypto, datastore, exception, flags, service
+from tornado import netutil
+
+from nova import crypto, datastore, exception, flags, service, workers
 from nova.auth.manager import AuthManager
 from nova.cloud import (
     accounts,
@@ -33,7 +36,7 @@ from nova.datastore import Store
 from nova.endpoint import guests
 from nova.endpoint.app import ApiService
 from nova.endpoint.metadata import MetadataService
-from nova.flags import FLAGS, DEFINE_enum, DEFINE_string
+from nova.flags import FLAGS, DEFINE_enum, DEFINE_integer, DEFINE_string
 from nova.image import models as image_models
 from nova.image.cache import ImageCache
 from nova.image.manager import ImageManager
@@ -44,18 +47,24 @@ from nova.network.manager import NetworkManager
 from nova.objectstore import images as object_images
 from nova.objectstore import objects
 from nova.objectstore.driver import open_files
-from nova.objectstore.service import ObjectStoreService
+from nova.objectstore.service import BACKLOG, ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat, Service
 from nova.volume.manager import VolumeManager
-from nova.wire import model
+from nova.wire import model, rest_xml
 
 if importlib.util.find_spec("libvirt") is not None:  # its flags are known wherever it can be used
     from nova.compute.virt import libvirt_driver
 
 DEFINE_enum("compute_driver", "libvirt", ["libvirt", "fake"],
             "libvirt: QEMU guests; fake: guests are only written down")
+DEFINE_integer("s3_workers", 0, "processes of nova-objectstore, which share its port (within nova-all it is one); "
+               "0: one for each CPU, up to 4", lower_bound=0, upper_bound=64)
 DEFINE_string("starter_path", "", "directory of the starter images; 'starter' below --state_path when empty")
+
+
+#: of an object store by itself, whose processes have other work beside them on a host with many CPUs
+_MOST_WORKERS = 4
 
 
 class Later(Service):
@@ -163,6 +172,11 @@ class ListeningService(Protocol):
     async def stop(self) -> None: ...
 
 
+def _cannot_listen(name: str, flag: str, error: OSError) -> str:
+    return (f"the {name} cannot listen on port {FLAGS[flag].value}: {error.strerror} "
+            f"(--{flag} chooses another)")
+
+
 class PortFlag(Service):
     """Puts the port that a service got into a flag, for those that read the flag."""
 
@@ -174,9 +188,7 @@ class PortFlag(Service):
         try:
             await self._inner.start()
         except OSError as error:
-            raise exception.NovaError(
-                f"the {self.name} cannot listen on port {FLAGS[self._flag].value}: {error.strerror} "
-                f"(--{self._flag} chooses another)") from error
+            raise exception.NovaError(_cannot_listen(self.name, self._flag, error)) from error
         FLAGS[self._flag].value = self._inner.port
 
     async def stop(self) -> None:
@@ -209,15 +221,26 @@ def _administration(store: Store, bus: Bus, auth: AuthManager) -> dict[str, acti
             "STS": action.Registry.collect([iam.Caller(store=store)], model.sts())}
 
 
-def objectstore(store: Store, bus: Bus) -> list[Service]:
-    """nova-objectstore: the S3 server, and the images made from what is in it."""
+def objectstore(store: Store, bus: Bus, sockets: Sequence[socket.socket] = ()) -> list[Service]:
+    """nova-objectstore: the S3 server, and the images made from what is in it.
+
+    :param sockets: at which it listens; it opens its own where there are none
+    """
     async def open_object(bucket: str, key: str):
         return await objects.open_object(store, bucket, key)
     files = object_images.ImageFiles(store, open_files())
     manager = ImageManager(store, bus, open_object, authority(), files)
     auth = AuthManager(store)
-    server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store))
+    server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store), sockets=sockets)
     return [auth, PortFlag("s3_port", server), manager, Heartbeat(store, "objectstore")]
+
+
+def _more_objectstore(store: Store, sockets: Sequence[socket.socket]) -> list[Service]:
+    """What another process of the same nova-objectstore does: it serves, and leaves to the first what is done once."""
+    auth = AuthManager(store)
+    files = object_images.ImageFiles(store, open_files())
+    return [auth, ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store), sockets=sockets,
+                                     sweeps=False)]
 
 
 def compute(store: Store, bus: Bus) -> list[Service]:
@@ -243,9 +266,40 @@ def main(argv: list[str], parts: Callable[[Store, Bus], list[Service]]) -> int:
     """Run one daemon of its own."""
     flags.parse_or_exit(argv)
     service.set_up_logging()
+    return _run(argv[0], parts)
+
+
+def _run(program: str, parts: Callable[[Store, Bus], list[Service]]) -> int:
     store, bus = open_store(), open_bus()
     try:
         services = parts(store, bus)
     except exception.NovaError as error:
-        flags.die(f"{os.path.basename(argv[0])}: {error}")
+        flags.die(f"{os.path.basename(program)}: {error}")
     return service.serve([StoreService(store), BusService(bus), *services])
+
+
+def objectstore_main(argv: list[str]) -> int:
+    """Run nova-objectstore, in as many processes as --s3_workers says."""
+    flags.parse_or_exit(argv)
+    service.set_up_logging()
+    count = FLAGS.s3_workers or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    if count == 1:
+        return _run(argv[0], objectstore)
+    open_store()  # if there is something wrong with the flags, it is said once
+    try:
+        sockets = netutil.bind_sockets(FLAGS.s3_port, FLAGS.s3_listen, backlog=BACKLOG)
+    except OSError as error:
+        flags.die(f"{os.path.basename(argv[0])}: {_cannot_listen('objectstore', 's3_port', error)}")
+    FLAGS.s3_port = sockets[0].getsockname()[1]
+    rest_xml.s3()  # in memory once for all
+
+    def work(number: int, lifeline: workers.Lifeline) -> int:
+        if number == 0:
+            return _run(argv[0], lambda store, bus: [*objectstore(store, bus, sockets), lifeline])
+        store = open_store()
+        return service.serve([StoreService(store), *_more_objectstore(store, sockets), lifeline])
+
+    def close() -> None:
+        for listening in sockets:
+            listening.close()
+    return workers.Watcher(count, work, close).run()

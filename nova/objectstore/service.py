@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ DEFINE_string("s3_listen", "0.0.0.0", "address at which the object store listens
 
 #: seconds that running requests get when the service stops
 GRACE = 3.0
+#: connections that may wait to be accepted
+BACKLOG = 1024
 
 
 class ObjectStoreService(nova_service.Service):
@@ -40,13 +43,17 @@ class ObjectStoreService(nova_service.Service):
     :param address: to listen at; --s3_listen when None
     :param extra_handlers: Tornado URL specifications that come before the object store's own
     :param clock: the time, in seconds since 1970, by which things expire
+    :param sockets: that listen already, at which it serves instead of opening its own: several processes share them
+    :param sweeps: look for what has expired, and for files that no record names: one process of a host does
     """
 
     name = "objectstore"
 
     def __init__(self, store: Store, auth: Authenticator, port: int | None = None, address: str | None = None,
-                 extra_handlers: Sequence[Any] = (), clock: Callable[[], float] = time.time):
+                 extra_handlers: Sequence[Any] = (), clock: Callable[[], float] = time.time,
+                 sockets: Sequence[socket.socket] = (), sweeps: bool = True):
         self._store, self._auth, self._extra = store, auth, tuple(extra_handlers)
+        self._sockets, self._sweeps = list(sockets), sweeps
         self.port = FLAGS.s3_port if port is None else port
         self._address = FLAGS.s3_listen if address is None else address
         self._server: Server | None = None
@@ -67,11 +74,12 @@ class ObjectStoreService(nova_service.Service):
         parts = Parts(self._store, self._files, self._auth, Gate(self._store), self._running)
         others = web.Application([*self._extra], log_function=_log_request)
         self._server = Server(S3Application(parts, others), refusal, max_body=2 * MAX_UPLOAD)
-        sockets = netutil.bind_sockets(self.port, self._address)
+        sockets = self._sockets or netutil.bind_sockets(self.port, self._address, backlog=BACKLOG)
         self.port = sockets[0].getsockname()[1]
         self._server.add_sockets(sockets)
-        self._sweepers = [asyncio.ensure_future(self._sweep_forever(self._files)),
-                          asyncio.ensure_future(self._expire_forever(self._files))]
+        if self._sweeps:
+            self._sweepers = [asyncio.ensure_future(self._sweep_forever(self._files)),
+                              asyncio.ensure_future(self._expire_forever(self._files))]
         log.info("listening at %s:%d", self._address, self.port)
 
     async def stop(self) -> None:
