@@ -112,8 +112,11 @@ async def _take_name(store: Store, tx: Transaction, image: Image) -> None:
     tx.update(taken, image_id=image.id)
 
 
-async def forget(store: Store, bus: Bus, context: Context, image: Image) -> None:
-    """Forget an image, with its name; its host removes its file.  One that is gone meanwhile is no error."""
+async def forget(store: Store, bus: Bus, context: Context | None, image: Image) -> None:
+    """Forget an image, with its name; its host removes its file.  One that is gone meanwhile is no error.
+
+    :param context: the request that asks for it; None for the operator of this host
+    """
     while True:
         tx = store.transaction()
         tx.delete(image)

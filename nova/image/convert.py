@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from nova import exception
 from nova.image import formats
+from nova.image.download import write_sparse
 from nova.image.formats import Found
 
 #: address space of this process and of each tool, in bytes; what a packed file may want for its window, in MiB
@@ -31,8 +32,6 @@ _WINDOW_MB = 128
 #: room that a qcow2 takes beyond its disk
 _OVERHEAD = 1 << 30
 _BLOCK = 1 << 20
-_HOLE = 64 << 10
-_ZEROS = bytes(_HOLE)
 #: what a packed file grows by at most, once it has grown to so many bytes
 _RATIO, _RATIO_FROM = 1000, 256 << 20
 _OFTEN = 0.5
@@ -128,24 +127,12 @@ def _unpack(task: Task, form: str, tell: Tell) -> str:
         total = os.fstat(source.fileno()).st_size
         written = 0
         for block in _output(task, f"{form} cannot unpack it", command, package, source):
-            _write_sparse(out, block)
+            write_sparse(out.fileno(), memoryview(block), written)
             written += len(block)
             read = os.lseek(source.fileno(), 0, os.SEEK_CUR)  # the tool's place in the file is ours, too
             _check_growth(task, written, read)
             tell("unpacking", read, total)
-        out.truncate(written)
     return target
-
-
-def _write_sparse(out: BinaryIO, block: bytes) -> None:
-    view = memoryview(block)
-    for start in range(0, len(view), _HOLE):
-        piece = view[start:start + _HOLE]
-        if piece == _ZEROS[:len(piece)]:
-            out.seek(len(piece), os.SEEK_CUR)
-            continue
-        while piece:
-            piece = piece[out.write(piece):]
 
 
 def _check_growth(task: Task, written: int, read: int) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 from nova import daemons, exception, flags
 from nova.context import new_request_id, request_id_var
 from nova.flags import FLAGS
-from nova.manage import cloud, hosts, objectstore, projects, resources, roles, tools, users
+from nova.manage import cloud, hosts, images, objectstore, projects, resources, roles, tools, users
 from nova.manage.command import FAILED, OK, UNREACHABLE, WRONG, Command, Refused, Session
 
 COMMANDS: tuple[Command, ...] = (*users.COMMANDS, *projects.COMMANDS, *roles.COMMANDS, *hosts.COMMANDS,
-                                 *resources.COMMANDS, *cloud.COMMANDS, *objectstore.COMMANDS, *tools.COMMANDS)
+                                 *resources.COMMANDS, *images.COMMANDS, *cloud.COMMANDS, *objectstore.COMMANDS,
+                                 *tools.COMMANDS)
 
 #: what each thing is
 THINGS = {
     "user": "users and their access keys", "project": "projects, their members, credentials and limits",
     "role": "who has which role", "host": "hosts", "service": "daemons", "network": "the projects' networks",
-    "image": "images", "instance": "instances", "cloud": "the state of the whole",
+    "image": "images of disks, kernels and ramdisks", "instance": "instances", "cloud": "the state of the whole",
     "objectstore": "the object store's records and files", "flags": "flags and their values",
     "completion": "completion for a shell",
 }

@@ -69,7 +69,7 @@ class Session:
 
     def __init__(self, store: Store, as_json: bool, yes: bool):
         self.store = store
-        self._as_json, self._yes = as_json, yes
+        self.as_json, self._yes = as_json, yes
         self._bus: Bus | None = None
         self._auth: AuthManager | None = None
 
@@ -104,14 +104,14 @@ class Session:
 
     def show(self, rows: Sequence[Row]) -> None:
         """Print a list."""
-        if self._as_json:
+        if self.as_json:
             print(json.dumps(rows, indent=2))
         else:
             print(table(rows, shutil.get_terminal_size((120, 24)).columns))
 
     def say(self, text: str) -> None:
         """Print a line for people, not where a program reads JSON."""
-        if not self._as_json:
+        if not self.as_json:
             print(text)
 
     def confirm(self, what: str) -> None:

@@ -2,47 +2,26 @@
 
 import argparse
 import os
-import sys
-import time
 
 from nova import events
 from nova.auth import quota
 from nova.cloud import verify as cloud_verify
 from nova.manage.command import FAILED, OK, Argument, Command, Refused, Row, Session
+from nova.manage.progress import Line, mib
 from nova.objectstore import reindex, verify
 from nova.objectstore.driver import open_files
 from nova.objectstore.models import Bucket, objects_path
 from nova.objectstore.storage import Storage
 
-#: seconds before the first sign of progress; between two of them on a terminal, and elsewhere
-_PATIENCE, _OFTEN, _SELDOM = 2.0, 0.5, 30.0
 
-
-class Progress:
-    """Lines on standard error about what takes long; on a terminal one that changes."""
-
-    def __init__(self) -> None:
-        self._begun, self._terminal = time.monotonic(), sys.stderr.isatty()
-        self._next = self._begun + _PATIENCE
-        self._shown = False
+class Progress(Line):
+    """Files that have been looked at."""
 
     def __call__(self, files: int, size: int | None = None) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (_OFTEN if self._terminal else _SELDOM)
-        seconds = now - self._begun
-        text = f"{files} files, {files / seconds:.0f}/s"
-        if size is not None:
-            text += f", {size / 2**20:.0f} MiB, {size / 2**20 / seconds:.0f} MiB/s"
-        print(f"\r{text}\033[K" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr,
-              flush=True)
-        self._shown = True
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._shown and self._terminal:
-            print(file=sys.stderr)
+        seconds = self.due()
+        if seconds:
+            text = f"{files} files, {files / seconds:.0f}/s"
+            self.show(text if size is None else f"{text}, {mib(size)}, {mib(size / seconds)}/s")
 
 
 def _files() -> Storage:

@@ -1,11 +1,10 @@
-"""nova-manage network, image and instance: what there is in all projects, and locks on instances."""
+"""nova-manage network and instance: what there is in all projects, and locks on instances."""
 
 import argparse
 import time
 
 from nova.cloud import locks
 from nova.compute.models import Instance
-from nova.image.models import Image
 from nova.manage.command import Argument, Command, Session
 from nova.network.models import Network
 
@@ -26,13 +25,6 @@ async def _networks(session: Session, arguments: argparse.Namespace) -> None:
     counts = await session.store.attempt(pipeline.execute()) if networks else []
     session.show([{"project": n.id, "vlan": n.vlan, "bridge": n.bridge, "cidr": n.cidr, "host": n.host,
                    "used": counts[2 * i], "free": counts[2 * i + 1]} for i, n in enumerate(networks)])
-
-
-async def _images(session: Session, arguments: argparse.Namespace) -> None:
-    images = (await session.store.find(Image, project_id=arguments.project) if arguments.project
-              else await session.store.all(Image))
-    session.show([{"image": i.id, "project": i.project_id, "kind": i.kind, "state": i.state, "public": i.is_public,
-                   "MiB": round(i.size / 2**20, 1), "host": i.host, "name": i.name} for i in images])
 
 
 async def _instances(session: Session, arguments: argparse.Namespace) -> None:
@@ -56,8 +48,6 @@ async def _unlock(session: Session, arguments: argparse.Namespace) -> None:
 
 COMMANDS = (
     Command("network", "list", "List the projects' networks.", _networks, (), ("network list",)),
-    Command("image", "list", "List the images of all projects.", _images, (_PROJECT,),
-            ("image list", "image list --project web")),
     Command("instance", "list", "List the instances of all projects.", _instances,
             (_PROJECT, Argument("--host", "only those on this host"),
              Argument("--all", "also those that are terminated", {"action": "store_true"})),
