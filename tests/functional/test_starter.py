@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nova import exception
-from nova.image import starter
+from nova.image import building, starter
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_a_build_that_was_interrupted_is_made_again(built: Path, package: Path, 
                                               ("BUSYBOX", "apt-get install busybox-static")])
 def test_a_missing_package_is_named(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                     tool: str, advice: str) -> None:
-    monkeypatch.setitem(starter._PACKAGES, "/nowhere/tool", starter._PACKAGES[getattr(starter, tool)])
+    monkeypatch.setitem(building.PACKAGES, "/nowhere/tool", building.PACKAGES[getattr(starter, tool)])
     monkeypatch.setattr(starter, tool, "/nowhere/tool")
     with pytest.raises(exception.NovaError, match=advice):
         starter.build(tmp_path, kernel_package=package)
