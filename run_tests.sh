@@ -44,6 +44,14 @@ if [ "$(id -u)" -eq 0 ]; then
         tail_of starter.log
         die "the starter images cannot be built; ${CACHE}/starter.log has all of it"
     }
+    if [ ${#TESTS[@]} -gt 0 ] || [[ "$* " == *test_debian* || "$* " == *"tests/functional "* ]]; then
+        step "Debian image"
+        export NOVA_DEBIAN_PATH=$CACHE/debian
+        quietly debian.log "building the Debian image" "$VENV/bin/python" -m nova.image.debian "$NOVA_DEBIAN_PATH" || {
+            tail_of debian.log
+            die "the Debian image cannot be built; ${CACHE}/debian.log has all of it"
+        }
+    fi
     if [ ${#TESTS[@]} -gt 0 ]; then
         # two workers, each in namespaces of its own, so that the clouds of the one are not seen by the other
         export NOVA_TESTS_PYTHON=$VENV/bin/python

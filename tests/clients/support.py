@@ -206,13 +206,13 @@ def run(*command: str, environment: dict[str, str] | None = None, timeout: float
     return done.stdout
 
 
-def ssh(key: Path, address: str, *command: str, timeout: float = 30) -> str:
+def ssh(key: Path, address: str, *command: str, timeout: float = 30, user: str = "root") -> str:
     """The output of a command in a guest; tried again until `timeout` while nobody answers there."""
     deadline = time.monotonic() + timeout
     while True:
         done = subprocess.run(
             ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-             "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR", f"root@{address}", *command],
+             "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR", f"{user}@{address}", *command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
         if done.returncode == 0:
             return done.stdout.strip()
