@@ -2,9 +2,12 @@
 
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from nova import exception, failpoint, process
+from nova.compute import injection
+from nova.compute.injection import File
 
 failpoint.declare("compute.disk.made", "the disk is complete under a temporary name and not yet at its own")
 
@@ -15,23 +18,31 @@ _QCOW2 = struct.Struct(">4sIQIIQ40xQ")
 _EXTERNAL_DATA = 1 << 2
 
 
-async def create_disk(path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
+async def create_disk(path: str, base_path: str, size_bytes: int, base_format: str = "raw",
+                      files: Sequence[File] = ()) -> None:
     """Make a qcow2 overlay of a base image.  A disk that is there is left alone.
 
     :param path: absolute; the disk appears there whole or not at all
     :param base_path: absolute; must not change as long as the disk lives
     :param size_bytes: the disk's size; the base's own when that is larger
     :param base_format: raw or qcow2; written into the overlay, so that nobody ever guesses it from what a user uploaded
+    :param files: to be written into its file system
     :raises exception.NovaError: the base is missing or damaged, or qemu-img failed
     """
     if os.path.exists(path):
         return
     size = disk_size(base_path, size_bytes, base_format)
-    Path(temporary(path)).unlink(missing_ok=True)
+    await _overlay(temporary(path), base_path, base_format, size)
+    if files and not await injection.inject(temporary(path), base_path, base_format, files):
+        await _overlay(temporary(path), base_path, base_format, size)
+    await publish(path)
+
+
+async def _overlay(path: str, base_path: str, base_format: str, size: int) -> None:
+    Path(path).unlink(missing_ok=True)
     # -u: the size is known, qemu-img need not open the base
     await process.wait(process.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", base_format, "-b", base_path,
-                                   temporary(path), str(size)))
-    await publish(path)
+                                   path, str(size)))
 
 
 def disk_size(base_path: str, size_bytes: int, base_format: str = "raw") -> int:

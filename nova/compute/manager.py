@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from nova import exception, failpoint
-from nova.compute import models
+from nova.compute import injection, models
 from nova.compute.delivery import Deliveries
 from nova.compute.models import Instance, UserData
 from nova.compute.types import GIB
@@ -201,7 +201,7 @@ class ComputeManager(Service):
             return False
         os.makedirs(self._path(instance.id), mode=0o700, exist_ok=True)
         await self._driver.create_disk(self._path(instance.id, "disk"), paths["machine"], instance.disk_gb * GIB,
-                                       instance.image_format)
+                                       instance.image_format, injection.files(instance, network))
         failpoint.hit("compute.launch.disk_ready")
         await self._driver.spawn(Guest(
             instance_id=instance.id, uuid=instance.uuid, memory_mb=instance.memory_mb, vcpus=instance.vcpus,

@@ -36,6 +36,8 @@ RUN = ["cloud.run.recorded", "compute.launch.begin", "network.spec.written", "ne
        "compute.image.fetched",
        "compute.launch.images_ready", "compute.disk.made", "compute.launch.disk_ready", "compute.spawn.defined",
        "compute.launch.spawned"]
+#: where files are written into the disk of an instance
+INJECTED = ["compute.disk.injected"]
 #: on the way of TerminateInstances of the last instance of a network, in its order
 TERMINATE = ["cloud.terminate.recorded", "compute.terminate.begin", "compute.destroy.stopped",
              "compute.terminate.destroyed", "compute.terminate.files_removed", "compute.terminate.recorded",
@@ -59,8 +61,8 @@ def test_every_failpoint_is_tested() -> None:
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
     # the others of the object store: tests/functional/test_objectstore_crashes.py
-    named = {*RUN, *TERMINATE, *STORE, *IMAGE, *REMOVED, *VERSIONS}
-    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *TERMINATE, *IMAGE, *REMOVED}
+    named = {*RUN, *INJECTED, *TERMINATE, *STORE, *IMAGE, *REMOVED, *VERSIONS}
+    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED}
     assert named <= set(failpoint.names())
 
 
@@ -254,6 +256,16 @@ def test_run_instances(clean_cloud: Cloud, witness: Witness, point: str) -> None
     assert instance["InstanceId"] == record["id"]
     assert run_one(clean_cloud, token) == record["id"]  # what a client does that got no answer
     check_runs_once(witness, *all_running(clean_cloud, 1))
+
+
+@pytest.mark.parametrize("point", INJECTED)
+def test_injection(clean_cloud: Cloud, witness: Witness, point: str) -> None:
+    clean_cloud.start(f"--failpoint={point}", "--injection=key,hostname", "--injection_required")
+    run_one(clean_cloud, uuid.uuid4().hex)
+    die(clean_cloud)
+    clean_cloud.start("--injection=key,hostname", "--injection_required")
+    check_runs_once(witness, *all_running(clean_cloud, 1))
+    assert [p.name for p in (clean_cloud.state / "instances").glob("*/*.part*")] == []
 
 
 @pytest.mark.parametrize("point", TERMINATE)

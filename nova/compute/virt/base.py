@@ -7,12 +7,13 @@ Guests are named ``instance-<instance id>`` in the hypervisor.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from nova import exception, failpoint, process
+from nova.compute.injection import File
 
 failpoint.declare("compute.spawn.defined", "the guest is defined in the hypervisor and not yet started")
 failpoint.declare("compute.destroy.stopped", "the guest is stopped and still defined in the hypervisor")
@@ -103,10 +104,13 @@ class ComputeDriver(ABC):
         """What one guest does; None when there is no such guest.  Its cost does not grow with the number of guests."""
 
     @abstractmethod
-    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw",
+                          files: Sequence[File] = ()) -> None:
         """Make a disk whose contents are those of `base_path` (an image, never written) until the guest writes.
 
         :param base_format: raw or qcow2
+        :param files: to be written into the file system on it, as the flags of nova.compute.injection say; where there
+            is no disk to speak of, they are not
 
         Its size is `size_bytes`, or the base's when that is larger.  A disk that is there is left alone; one appears
         at `path` whole or not at all.

@@ -8,10 +8,12 @@ import asyncio
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from nova import failpoint
 from nova.compute import disk
+from nova.compute.injection import File
 from nova.compute.virt import base
 from nova.compute.virt.base import Capacity, DomainState, Guest
 from nova.flags import FLAGS
@@ -39,7 +41,8 @@ class FakeDriver(base.ComputeDriver):
     async def guest_state(self, instance_id: str) -> DomainState | None:
         return self._state(instance_id)
 
-    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw",
+                          files: Sequence[File] = ()) -> None:
         if os.path.exists(path):
             return
         with open(disk.temporary(path), "wb") as file:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import libvirt
 
 from nova import failpoint, process
 from nova.compute import disk
+from nova.compute.injection import File
 from nova.compute.virt import base, domain_xml, kvm, private_libvirtd
 from nova.compute.virt.base import Capacity, DomainState, Guest
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_float, DEFINE_string
@@ -95,8 +96,9 @@ class LibvirtDriver(base.ComputeDriver):
     async def guest_state(self, instance_id: str) -> DomainState | None:
         return await self._call(self._state_of, instance_id)
 
-    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw") -> None:
-        await disk.create_disk(path, base_path, size_bytes, base_format)
+    async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw",
+                          files: Sequence[File] = ()) -> None:
+        await disk.create_disk(path, base_path, size_bytes, base_format, files)
 
     async def spawn(self, guest: Guest) -> None:
         xml = domain_xml.build(guest, self._type, self._owner)
