@@ -62,7 +62,8 @@ def test_every_failpoint_is_tested() -> None:
             importlib.import_module(module.name)
     # the others of the object store: tests/functional/test_objectstore_crashes.py
     named = {*RUN, *INJECTED, *TERMINATE, *STORE, *IMAGE, *REMOVED, *VERSIONS}
-    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {*RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED}
+    assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {
+        *RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED}
     assert named <= set(failpoint.names())
 
 
