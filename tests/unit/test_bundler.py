@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nova import crypto
-from nova.bundler import account, making, progress
+from nova.bundler import account, docs, making, progress
 from nova.bundler.making import Parts, Secret
 from nova.image import manifest
 from tests.bundles import run
@@ -290,6 +290,11 @@ def test_it_needs_nothing_of_the_daemons(papers: Papers, tmp_path: Path) -> None
             "from nova import bundler\nsys.exit(bundler.main(sys.argv[1:]))")
     subprocess.run([sys.executable, "-c", code, "nova-bundle", "bundle", sparse_image(tmp_path / "disk.img"),
                     "--directory", tmp_path, "--novarc", papers.novarc], check=True, timeout=60, cwd=ROOT)
+
+
+def test_the_page_of_the_manual_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "nova-bundle.rst").read_text() == docs.page(), \
+        "python -m nova.bundler.docs > docs/nova-bundle.rst"
 
 
 def test_novarc_is_read_as_a_shell_reads_it(papers: Papers) -> None:
