@@ -73,7 +73,7 @@ def _common(to: argparse.ArgumentParser) -> None:
 
 
 def _image(to: argparse.ArgumentParser) -> None:
-    to.add_argument("image", help="the image file: a whole disk or a file system, raw; holes in it cost nothing")
+    to.add_argument("image", help="the image file, in any format that the cloud takes; holes in it cost nothing")
     to.add_argument("--name", help="what bundle and image are called (default: the file's name without its ending)")
     to.add_argument("--kind", choices=("machine", "kernel", "ramdisk"), default="machine",
                     help="what is in the file; only cloud administrators register kernels and ramdisks")

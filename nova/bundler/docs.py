@@ -16,7 +16,7 @@ nova-bundle
 
 .. Made by: python -m nova.bundler.docs > docs/nova-bundle.rst
 
-``nova-bundle`` makes images of files, for people without euca2ools: it bundles a raw disk image as
+``nova-bundle`` makes images of files, for people without euca2ools: it bundles a disk image as
 ``euca-bundle-image`` and ``ec2-bundle-image`` do, uploads the bundle and registers it. It is a client's tool: it
 needs Python, boto3, M2Crypto and the credentials zip, and nothing of the daemons.
 
