@@ -321,6 +321,27 @@ def test_conditions_of_requests(server, s3, bucket, two):
 
 # -- what limits both -------------------------------------------------------------------------------------------------
 
+def test_a_policy_that_wants_conditions_of_writes_and_deletes(s3, bucket):
+    everything = {"Effect": "Deny", "Principal": "*", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    set_policy(s3, bucket,
+               {**everything, "Action": "s3:PutObject",
+                "Condition": {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}}},
+               {**everything, "Action": "s3:DeleteObject", "Condition": {"Null": {"s3:if-match": "true"}}})
+    refused(lambda: s3.put_object(Bucket=bucket, Key="k", Body=b"x"))
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"x", IfNoneMatch="*")["ETag"]
+    refused(lambda: s3.copy_object(Bucket=bucket, Key="c", CopySource=f"{bucket}/k"))
+    args = {"Bucket": bucket, "Key": "m", "UploadId": s3.create_multipart_upload(Bucket=bucket, Key="m")["UploadId"]}
+    parts = [{"PartNumber": 1, "ETag": s3.upload_part(**args, PartNumber=1, Body=b"x")["ETag"]}]
+    refused(lambda: s3.complete_multipart_upload(**args, MultipartUpload={"Parts": parts}))
+    s3.complete_multipart_upload(**args, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+    refused(lambda: s3.delete_object(Bucket=bucket, Key="k"))
+    answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "k", "ETag": etag}, {"Key": "m"}]})
+    assert [found["Key"] for found in answer["Deleted"]] == ["k"]
+    assert [(found["Key"], found["Code"]) for found in answer["Errors"]] == [("m", "AccessDenied")]
+    s3.delete_object(Bucket=bucket, Key="m", IfMatch="*")
+    s3.delete_bucket_policy(Bucket=bucket)
+
+
 def test_public_access_block(server, s3, bucket, two):
     def block(**switches):
         s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=switches)

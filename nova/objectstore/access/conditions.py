@@ -17,7 +17,8 @@ from nova.objectstore.access.pattern import Pattern, Values, compiled, folded
 KEYS = frozenset("""
     aws:currenttime aws:epochtime aws:principalaccount aws:principalarn aws:principaltype aws:referer
     aws:resourceaccount aws:securetransport aws:sourceip aws:useragent aws:userid aws:username
-    s3:authtype s3:delimiter s3:max-keys s3:prefix s3:requestobjecttagkeys s3:resourceaccount s3:signatureversion
+    s3:authtype s3:delimiter s3:if-match s3:if-none-match s3:max-keys s3:objectcreationoperation s3:prefix
+    s3:requestobjecttagkeys s3:resourceaccount s3:signatureversion
     s3:versionid s3:x-amz-acl s3:x-amz-content-sha256 s3:x-amz-copy-source s3:x-amz-grant-full-control
     s3:x-amz-grant-read s3:x-amz-grant-read-acp s3:x-amz-grant-write s3:x-amz-grant-write-acp
     s3:x-amz-metadata-directive s3:x-amz-object-ownership s3:x-amz-server-side-encryption s3:x-amz-storage-class

@@ -12,6 +12,11 @@ from nova.auth.rbac import Caller
 from nova.objectstore.access.conditions import EXISTING_TAG, KEYS, REQUEST_TAG
 
 _HEADERS = tuple(key.removeprefix("s3:") for key in sorted(KEYS) if key.startswith("s3:x-amz-"))
+_OTHER_HEADERS = {"aws:useragent": "User-Agent", "aws:referer": "Referer", "s3:if-match": "If-Match",
+                  "s3:if-none-match": "If-None-Match"}
+#: whether what s3:PutObject lets somebody do makes an object: by policies, that is what wants conditions
+_CREATES = {"PutObject": "true", "PostObject": "true", "CopyObject": "true", "CompleteMultipartUpload": "true",
+            "CreateMultipartUpload": "false", "UploadPart": "false", "UploadPartCopy": "false"}
 #: how a signature of each scheme of nova.auth.claims came, and its kind
 _SCHEMES = {"v4-header": ("REST-HEADER", "AWS4-HMAC-SHA256"), "v4-query": ("REST-QUERY-STRING", "AWS4-HMAC-SHA256"),
             "v2-s3-header": ("REST-HEADER", "AWS"), "v2-s3-query": ("REST-QUERY-STRING", "AWS")}
@@ -48,8 +53,7 @@ def of_request(headers: Mapping[str, str], params: Mapping[str, str], scheme: st
     """
     found = {"aws:securetransport": "true" if secure else "false"}
     found |= {f"s3:{name}": headers[name] for name in _HEADERS if name in headers}
-    found |= {key: headers[name] for key, name in (("aws:useragent", "User-Agent"), ("aws:referer", "Referer"))
-              if name in headers}
+    found |= {key: headers[name] for key, name in _OTHER_HEADERS.items() if name in headers}
     if "versionId" in params:
         found["s3:versionid"] = params["versionId"]
     if scheme in _SCHEMES:
@@ -57,6 +61,16 @@ def of_request(headers: Mapping[str, str], params: Mapping[str, str], scheme: st
     values = {key: (value,) for key, value in found.items()}
     tags = dict(parse_qsl(headers.get("x-amz-tagging", ""), keep_blank_values=True))
     return values | of_request_tags(tags)
+
+
+def of_operation(operation: str) -> dict[str, tuple[str, ...]]:
+    """What kind of operation it is; :param operation: its name in the table of roles"""
+    return {"s3:objectcreationoperation": (_CREATES[operation],)} if operation in _CREATES else {}
+
+
+def of_etag(etag: str) -> dict[str, tuple[str, ...]]:
+    """What DeleteObjects asks of one object in place of If-Match."""
+    return {"s3:if-match": (etag,)}
 
 
 def of_listing(params: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from nova.objectstore import buckets, errors, objects, versions
 from nova.objectstore.access import acl, actions, decision, values
 from nova.objectstore.access.acl import Acl
 from nova.objectstore.access.decision import Question
+from nova.objectstore.access.pattern import Values
 from nova.objectstore.body import MAX_UPLOAD, SMALL, Memory, Received, Target
 from nova.objectstore.models import Bucket, Object, Part
 from nova.objectstore.request import Target as RequestTarget
@@ -168,18 +169,20 @@ class Operation:
         target = self.target
         self.record = await self.authorize(self.action, self.bucket, target.key, target.params.get("versionId"))
 
-    async def authorize(self, action: str, bucket: Bucket, key: str, version: str | None = None) -> Object | None:
+    async def authorize(self, action: str, bucket: Bucket, key: str, version: str | None = None,
+                        more: Values | None = None) -> Object | None:
         """Refuse who may not do something with a bucket or an object in it.
 
         :param action: as the table of roles has it
         :param key: '' for the bucket itself
         :param version: the version that the request names, None if it names none
+        :param more: what policies may ask of this key beside what they may ask of the request
         :returns: the object, if its record had to be read
         :raises AccessDenied:
         :raises NoSuchKey, NoSuchVersion: there is none, and the caller may list the bucket
         :raises InvalidArgument: no version has such an id
         """
-        question = self.question(action, bucket, key, version is not None)
+        question = self.question(action, bucket, key, version is not None, more)
         may = decision.decide(question)
         if may is not None:
             if not may:
@@ -192,13 +195,15 @@ class Operation:
             raise errors.NoSuchKey() if version is None else errors.NoSuchVersion()
         raise errors.AccessDenied()
 
-    def question(self, action: str, bucket: Bucket, key: str, with_version: bool = False) -> Question:
+    def question(self, action: str, bucket: Bucket, key: str, with_version: bool = False,
+                 more: Values | None = None) -> Question:
         """What is to be decided."""
         call, found = self.call, {}
         if "policy" in bucket.configuration:
             found = (values.of_caller(call.identity, call.address, call.received)
                      | values.of_request(call.headers, call.target.params, call.claim.scheme,
                                          call.url.startswith("https:"))
+                     | values.of_operation(action) | dict(more or {})
                      | {f"{service}:resourceaccount": (bucket.project_id,) for service in ("aws", "s3")})
             if actions.need(action, False).lists and action == self.action:
                 found |= values.of_listing(call.target.params)

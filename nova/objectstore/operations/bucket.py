@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from nova import exception
 from nova.objectstore import buckets, errors, listing, multipart, objects, versions
-from nova.objectstore.access import acl, decision
+from nova.objectstore.access import acl, decision, values
 from nova.objectstore.body import Received
 from nova.objectstore.models import Object, Upload, object_id
 from nova.objectstore.operations.base import Encoding, Operation, Response, owner, xml
@@ -198,7 +198,8 @@ class DeleteObjects(Operation):
         try:
             if not key or len(key.encode()) > MAX_KEY:
                 raise errors.KeyTooLong()
-            await self.authorize(self.action, self.bucket, key, version or None)
+            await self.authorize(self.action, self.bucket, key, version or None,
+                                 values.of_etag(item["ETag"]) if "ETag" in item else None)
             removed = await objects.delete(self.call.store, self.call.files, self.bucket, key, version or None, check)
         except errors.InvalidArgument:  # an id that no version has; here S3 tells it so
             return {**name, "Code": errors.NoSuchVersion.code, "Message": errors.NoSuchVersion.message}
