@@ -5,6 +5,9 @@ import http.client
 import io
 import json
 import os
+import re
+import shutil
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,12 +20,13 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from nova import datastore
+from nova.crypto.authority import Authority
 from nova.image import models as image_models
 from nova.image.models import Image
 from nova.objectstore import images
 from nova.objectstore.files import Files
 from tests.conftest import RedisServer, free_port
-from tests.functional.nginx_server import Nginx
+from tests.functional.nginx_server import CONFIGURATION, Nginx
 from tests.functional.s3 import MIB, Server, add_users, sign, start, stop
 
 SECRET = "only-nginx-knows"
@@ -539,3 +543,26 @@ def test_a_form(front, bucket, size, status):
     assert (answer.status, b"<Code>EntityTooLarge</Code>" in text) == (status, status == 400)
     listed = front.client().list_objects_v2(Bucket=bucket).get("Contents", [])
     assert [(o["Key"], o["Size"]) for o in listed] == ([("from a form", FROM)] if status == 204 else [])
+
+
+def test_debians_nginx_takes_what_the_commands_of_the_page_make(tmp_path):
+    """In a mount namespace where /etc/nginx is a copy."""
+    page = (CONFIGURATION.parents[1] / "docs" / "nginx.rst").read_text()
+    lines = re.sub(r"\\\n *", "", page).splitlines()
+    commands = [line.removeprefix("   # ") for line in lines if line.startswith("   # ")]
+    assert commands[0].startswith("apt-get install ") and len(commands) == 13
+    script = "\n".join(commands[1:]).replace(" && systemctl reload nginx", "")
+    for there in ("/etc/nova", "/var/lib/nova"):
+        here = tmp_path / there.replace("/", "_")
+        here.mkdir()
+        script = script.replace(there, str(here))
+    Authority(str(tmp_path / "_var_lib_nova" / "ca")).ensure()
+    shutil.copytree("/etc/nginx", tmp_path / "nginx", symlinks=True)
+    (tmp_path / "nginx/sites-enabled/default").touch()
+    done = subprocess.run(["unshare", "--mount", "bash", "-euc", f"mount --bind {tmp_path}/nginx /etc/nginx\n{script}"],
+                          cwd=CONFIGURATION.parents[1], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("test is successful") == 2
+    [secret] = re.findall("--proxy_secret=([0-9a-f]{48})\n", (tmp_path / "_etc_nova/nova.conf").read_text())
+    assert secret in (tmp_path / "nginx/nova-secret.conf").read_text()
+    assert "ssl;" in (tmp_path / "nginx/conf.d/nova.conf").read_text()
