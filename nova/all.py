@@ -29,9 +29,9 @@ DEFINE_boolean("clean", False, "nova-all: remove every trace of the cloud, and e
 
 ADMIN = "admin"
 #: what nova-all and its parts make below --state_path, and what --clean removes
-_STATE = ("redis", "libvirt", "ca", "starter", "objects", "images", "image_cache", "instances", "volumes", "networks",
-          "logs", "fake-guests", "fake-networks", "novarc", "pk.pem", "cert.pem", "cacert.pem", "boto.cfg", ".s3cfg",
-          "aws", "ready.json", "cloud_id", "kvm-probe.json", "demo.pem", "demo.json", "lock")
+_STATE = ("redis", "libvirt", "ca", "starter", "objects", "images", "image_cache", "captures", "instances", "volumes",
+          "networks", "logs", "fake-guests", "fake-networks", "novarc", "pk.pem", "cert.pem", "cacert.pem", "boto.cfg",
+          ".s3cfg", "aws", "ready.json", "cloud_id", "kvm-probe.json", "demo.pem", "demo.json", "lock")
 
 
 #: a flag that says in which directory the users are

@@ -28,6 +28,7 @@ from nova.cloud import (
     revocations,
     tagging,
 )
+from nova.compute.capture import CaptureManager
 from nova.compute.manager import ComputeManager
 from nova.compute.virt.base import ComputeDriver
 from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
@@ -38,14 +39,15 @@ from nova.endpoint.app import ApiService
 from nova.endpoint.metadata import MetadataService
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_integer, DEFINE_string
 from nova.image import models as image_models
+from nova.image import sources
 from nova.image.cache import ImageCache
 from nova.image.manager import ImageManager
 from nova.network.driver import NetworkDriver
 from nova.network.fake import FakeDriver as FakeNetworkDriver
 from nova.network.linux import LinuxDriver
 from nova.network.manager import NetworkManager
+from nova.objectstore import captures, objects
 from nova.objectstore import images as object_images
-from nova.objectstore import objects
 from nova.objectstore.driver import open_files
 from nova.objectstore.service import BACKLOG, ObjectStoreService
 from nova.rpc import Bus
@@ -229,26 +231,34 @@ def objectstore(store: Store, bus: Bus, sockets: Sequence[socket.socket] = ()) -
     async def open_object(bucket: str, key: str):
         return await objects.open_object(store, bucket, key)
     files = object_images.ImageFiles(store, open_files())
-    manager = ImageManager(store, bus, open_object, authority(), files)
+    disks = captures.CapturedDisks(store, files.files)
+    manager = ImageManager(store, bus, open_object, authority(), files, {**sources.SOURCES, "instance": disks.source})
     auth = AuthManager(store)
-    server = ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store), sockets=sockets)
-    return [auth, PortFlag("s3_port", server), manager, Heartbeat(store, "objectstore")]
+    server = ObjectStoreService(store, auth, extra_handlers=_image_handlers(store, files, disks), sockets=sockets)
+    return [auth, PortFlag("s3_port", server), manager, disks, Heartbeat(store, "objectstore")]
 
 
 def _more_objectstore(store: Store, sockets: Sequence[socket.socket]) -> list[Service]:
     """What another process of the same nova-objectstore does: it serves, and leaves to the first what is done once."""
     auth = AuthManager(store)
     files = object_images.ImageFiles(store, open_files())
-    return [auth, ObjectStoreService(store, auth, extra_handlers=object_images.handlers(files, store), sockets=sockets,
-                                     sweeps=False)]
+    handlers = _image_handlers(store, files, captures.CapturedDisks(store, files.files))
+    return [auth, ObjectStoreService(store, auth, extra_handlers=handlers, sockets=sockets, sweeps=False)]
+
+
+def _image_handlers(store: Store, files: object_images.ImageFiles, disks: captures.CapturedDisks) -> list[tuple]:
+    """What an object store serves to the nodes of the cloud."""
+    return [*object_images.handlers(files, store), *captures.handlers(disks, store)]
 
 
 def compute(store: Store, bus: Bus) -> list[Service]:
     """nova-compute: the guests of this host."""
     cache = ImageCache(os.path.join(FLAGS.state_path, "image_cache"), store,
                        lambda: f"http://{FLAGS.api_host}:{FLAGS.s3_port}/_images/")
-    manager = ComputeManager(store, bus, compute_driver(), cache)
-    return [manager, Heartbeat(store, "compute", manager.facts)]
+    driver = compute_driver()
+    manager = ComputeManager(store, bus, driver, cache)
+    captured = CaptureManager(store, bus, driver, lambda: f"http://{FLAGS.api_host}:{FLAGS.s3_port}/_images/")
+    return [manager, captured, Heartbeat(store, "compute", manager.facts)]
 
 
 def network(store: Store, bus: Bus) -> list[Service]:

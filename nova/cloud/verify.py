@@ -24,8 +24,8 @@ from nova.compute.models import holdings as compute_holdings
 from nova.datastore import PREFIX, Pool, Record, Store
 from nova.image.models import Image
 from nova.network.models import ALLOTMENTS, Network
+from nova.objectstore import captures, versions
 from nova.objectstore import images as object_images
-from nova.objectstore import versions
 from nova.objectstore.holdings import holdings as object_holdings
 from nova.objectstore.models import Bucket, Object, object_id
 
@@ -120,7 +120,7 @@ async def _all(store: Store, auth: AuthManager) -> list[Difference]:
     buckets, images = await _records(store, Bucket, keys), await _records(store, Image, keys)
     found = [difference async for difference in _indexes(store, keys)]
     indexes_agree = not found
-    for check in (_buckets(store, [*buckets, object_images.BUCKET]), _allotments(store, networks),
+    for check in (_buckets(store, [*buckets, object_images.BUCKET, captures.BUCKET]), _allotments(store, networks),
                   _addresses(store, networks, instances), _claims(store, instances, keys),
                   _owners(auth, instances, images, buckets), _public_keys(PublicKeys(store, auth))):
         found += [difference async for difference in check]

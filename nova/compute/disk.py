@@ -80,6 +80,18 @@ def virtual_size(path: str, disk_format: str) -> int:
     return size
 
 
+async def flatten(path: str, disk_format: str, target: str, timeout: float) -> None:
+    """Copy a disk that no guest uses to a qcow2 file that refers to no other; where it is zero, the copy has nothing.
+
+    :param disk_format: raw or qcow2
+    :param target: absolute; there is no such file
+    :param timeout: seconds
+    :raises exception.NovaError: it is not there, or qemu-img failed
+    """
+    await process.wait(process.run("qemu-img", "convert", "-q", "-f", disk_format, "-O", "qcow2", path, target,
+                                   timeout=timeout))
+
+
 def temporary(path: str) -> str:
     """Where a disk is made before it is moved to `path`."""
     return path + _TEMPORARY

@@ -76,13 +76,13 @@ class Instance(Record):
 class Capture(Record):
     """Says that an image is to be made of an instance's disk by the instance's host; its id is the image's.
 
-    With `reboot` the guest shuts down first, and then runs on.  `attempts` counts how often the disk's copy was begun.
+    With `reboot` the guest is shut down for it, and then runs on.  `failures` counts how often it was tried in vain.
     """
 
     instance_id: str
     host: str
     reboot: bool = True
-    attempts: int = 0
+    failures: int = 0
 
 
 @record("user_data", listed=False)

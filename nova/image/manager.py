@@ -93,9 +93,11 @@ class ImageManager(Service):
             async with work.directory(self._directory, image.id) as directory:
                 job = Job(image, directory, self._store, self._open, self._files, self._authority, progress)
                 await self._bring(job)
+        except sources.NotYet:
+            LOG.info("what the image %s is made from is still on its way", image.id)
         except exception.ClientError as error:
             await self._fail(image.id, f"Client.{error.code}", error.message)
-        except worker.CannotConvert as error:
+        except (worker.CannotConvert, sources.NeverCame) as error:
             LOG.error("the image %s cannot be made: %s", image.id, error)
             await self._fail(image.id, "Server.InternalError", error.message)
         except OSError as error:

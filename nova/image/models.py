@@ -7,6 +7,10 @@ import time
 from dataclasses import dataclass, field
 
 from nova.datastore import PREFIX, Record, Store, record
+from nova.flags import DEFINE_float
+
+DEFINE_float("capture_timeout", 7200, "seconds that making an image of an instance may take before the image fails",
+             lower_bound=1)
 
 #: what the id of an image begins with, by its kind
 ID_PREFIXES = {"machine": "ami", "kernel": "aki", "ramdisk": "ari"}
@@ -82,6 +86,11 @@ def fetch_token(secret: bytes, image_id: str, now: float | None = None) -> str:
     """A token with which a compute node fetches an image from the object store: ``<expiry>.<hmac>``."""
     expiry = str(int((now if now is not None else time.time()) + TOKEN_LIFETIME))
     return f"{expiry}.{_mac(secret, image_id, expiry)}"
+
+
+def capture_of(image_id: str) -> str:
+    """What a token is made for with which a compute node sends the disk for an image; none to fetch it will do."""
+    return f"capture of {image_id}"
 
 
 def token_is_valid(secret: bytes, image_id: str, token: str, now: float | None = None) -> bool:

@@ -89,7 +89,16 @@ class Candidate:
     sha256: str = ""
 
 
-#: brings the file of an image; raises exception.ClientError where the image has to fail, whose message tells why
+class NotYet(exception.NovaError):
+    """What an image is made from is still on its way; whoever brings it says so."""
+
+
+class NeverCame(exception.NovaError):
+    """What an image is made from should have come long ago."""
+
+
+#: brings the file of an image; raises exception.ClientError where the image has to fail, whose message tells why,
+#: NeverCame where that is the cloud's fault, and NotYet where there is nothing to do for the time being
 Source = Callable[[Job], Awaitable[Candidate]]
 
 

@@ -12,13 +12,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from nova import exception, failpoint
-from nova.compute.virt import base, domain_xml, kvm, private_libvirtd
+from nova.compute.virt import base, domain_xml, kvm, libvirt_capture, private_libvirtd
 from nova.compute.virt.base import DomainState
 from nova.compute.virt.fake import FakeDriver
 from nova.compute.virt.libvirt_driver import LibvirtDriver
@@ -309,6 +311,61 @@ def power_off(rig: Rig, instance_id: str) -> None:
         connection.close()
 
 
+async def test_a_captured_disk_is_a_flat_qcow2_file_as_large_as_the_disk(rig: Rig) -> None:
+    target = rig.directory / "captured"
+    guest = rig.guest()
+    await rig.driver.create_disk(guest.disk_path, str(rig.images.machine), 100 * MB)
+    await rig.driver.spawn(guest)
+    for restart in (False, True):
+        FLAGS.capture_shutdown_timeout = 1.0  # the guest may not be up yet
+        await rig.driver.capture(ID, guest.disk_path, str(target), restart)
+        info = qemu_info(target)
+        assert (info["format"], info["virtual-size"]) == ("qcow2", 100 * MB) and "backing-filename" not in info
+        assert await rig.driver.list_guests() == {ID: DomainState.RUNNING}
+        assert sorted(path.name for path in rig.directory.iterdir() if "captured" in path.name) == ["captured"]
+        made = target.stat()
+        await rig.driver.capture(ID, guest.disk_path, str(target), restart)
+        assert target.stat() == made  # one that is there is left alone
+        target.unlink()
+
+
+async def test_the_disk_of_a_guest_that_is_off_is_captured(rig: Rig) -> None:
+    guest, target = await rig.spawn(), rig.directory / "captured"
+    power_off(rig, ID)
+    await rig.driver.capture(ID, guest.disk_path, str(target), True)
+    assert qemu_info(target)["format"] == "qcow2"
+    assert await rig.driver.list_guests() == {ID: DomainState.SHUTOFF}
+
+
+async def test_a_disk_that_is_not_there_cannot_be_captured(rig: Rig) -> None:
+    with pytest.raises(exception.NovaError):
+        await rig.driver.capture(ID, str(rig.directory / "none"), str(rig.directory / "captured"), False)
+    await rig.driver.end_capture(ID, str(rig.directory / "captured"))
+    assert not [path for path in rig.directory.iterdir() if "captured" in path.name]
+
+
+async def test_a_capture_that_was_begun_is_completed_or_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, target = await rig.spawn(), rig.directory / "captured"
+    for give_up in (False, True):
+        with monkeypatch.context() as patch:
+            die_at(patch, "compute.capture.begun")
+            with pytest.raises(Died):
+                await rig.driver.capture(ID, guest.disk_path, str(target), False)
+        if give_up:
+            await rig.driver.end_capture(ID, str(target))
+            assert not [path for path in rig.directory.iterdir() if "captured" in path.name]
+        await rig.driver.capture(ID, guest.disk_path, str(target), False)
+        assert qemu_info(target)["format"] == "qcow2"
+        target.unlink()
+
+
+def qemu_info(path: Path) -> dict[str, Any]:
+    """What qemu-img tells of an image that has no errors."""
+    subprocess.run(["qemu-img", "check", "-q", str(path)], check=True)
+    out = subprocess.run(["qemu-img", "info", "--output=json", str(path)], capture_output=True, check=True).stdout
+    return dict(json.loads(out))
+
+
 # -- what only real guests show ---------------------------------------------------------------------------------------
 
 async def test_a_real_guest_boots_the_machine_image_and_obeys_the_power_button(real: Rig) -> None:
@@ -321,6 +378,123 @@ async def test_a_real_guest_boots_the_machine_image_and_obeys_the_power_button(r
     await until(lambda: _says(real, guest, "NOVA power button"))
     await until(lambda: _says(real, guest, "DHCP-ASK", times=2))
     assert "EXT4-fs error" not in await real.console(guest)
+
+
+async def booted(real: Rig, memory_mb: int = 128) -> base.Guest:
+    """A guest that is up, and listens to its power button."""
+    guest = replace(await real.spawn(), memory_mb=memory_mb)
+    await until(lambda: _says(real, guest, "DHCP-NONE"))
+    return guest
+
+
+async def test_a_real_guest_is_shut_down_for_a_moment_and_its_file_system_is_clean(real: Rig) -> None:
+    guest, target = await booted(real), real.directory / "captured"
+    heard: list[DomainState | None] = []
+
+    async def watch() -> None:
+        while True:
+            heard.append(await real.driver.guest_state(ID))
+            await asyncio.sleep(0.02)
+    watching = asyncio.ensure_future(watch())
+    await real.driver.capture(ID, guest.disk_path, str(target), True)
+    watching.cancel()
+    assert set(heard) == {DomainState.RUNNING}  # whoever looks must not start it
+    await until(lambda: _says(real, guest, "NOVA power button"))
+    await until(lambda: _says(real, guest, "DHCP-ASK", times=2))
+    checked = subprocess.run(["e2fsck", "-fn", str(flat(target))], capture_output=True, text=True)
+    assert checked.returncode == 0 and "recovery" not in checked.stderr + checked.stdout, checked.stdout
+
+
+async def test_a_real_guest_that_runs_on_is_captured_as_after_a_power_failure(real: Rig) -> None:
+    guest, target = await booted(real), real.directory / "captured"
+    await real.driver.capture(ID, guest.disk_path, str(target), False)
+    assert not await _says(real, guest, "NOVA power button")
+    checked = subprocess.run(["e2fsck", "-fn", str(flat(target))], capture_output=True, text=True)
+    assert "skipping journal recovery" in checked.stderr + checked.stdout
+    recovered = subprocess.run(["e2fsck", "-fy", str(flat(target))], capture_output=True, text=True)
+    assert recovered.returncode in (0, 1), recovered.stdout
+
+
+async def test_a_real_guest_that_does_not_shut_down_is_captured_while_it_runs(real: Rig) -> None:
+    guest, target = await real.spawn(), real.directory / "captured"
+    FLAGS.capture_shutdown_timeout = 0.0
+    await real.driver.capture(ID, guest.disk_path, str(target), True)
+    assert qemu_info(target)["format"] == "qcow2"
+    assert await real.driver.list_guests() == {ID: DomainState.RUNNING}
+
+
+async def test_a_real_guest_that_was_shut_down_when_the_process_died_is_started(
+        real: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, target = await booted(real), real.directory / "captured"
+    with monkeypatch.context() as patch:
+        die_at(patch, "compute.capture.shut_down")
+        with pytest.raises(Died):
+            await real.driver.capture(ID, guest.disk_path, str(target), True)
+    assert await real.driver.guest_state(ID) is DomainState.SHUTOFF  # so that its host starts it
+    await real.driver.spawn(guest)
+    await real.driver.capture(ID, guest.disk_path, str(target), False)
+    assert await real.driver.list_guests() == {ID: DomainState.RUNNING}
+
+
+async def test_a_real_guest_is_destroyed_while_its_disk_is_copied(real: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, target = await spawn_large(real), real.directory / "captured"
+    slow_copies_down(monkeypatch)
+    copying = asyncio.ensure_future(real.driver.capture(ID, guest.disk_path, str(target), False))
+    await until(lambda: Path(f"{target}.part").exists())
+    await real.driver.destroy(ID)
+    with pytest.raises(base.HypervisorError):
+        await copying
+    await real.driver.end_capture(ID, str(target))
+    assert not [path for path in real.directory.iterdir() if "captured" in path.name]
+
+
+async def test_another_driver_waits_for_a_copy_that_goes_on(real: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest, target = await spawn_large(real), real.directory / "captured"
+    slow_copies_down(monkeypatch)
+    copying = asyncio.ensure_future(real.driver.capture(ID, guest.disk_path, str(target), False))
+    await until(lambda: Path(f"{target}.part").exists())
+    part = Path(f"{target}.part").stat().st_ino
+    copying.cancel()
+    await asyncio.wait([copying])
+    await real.driver.stop()
+    real.driver = real.new_driver()
+    await real.driver.start()
+    with pytest.raises(base.HypervisorError, match="another image"):
+        await real.driver.capture(ID, guest.disk_path, str(real.directory / "other"), False)
+    told: list[tuple[int, int]] = []
+    await real.driver.capture(ID, guest.disk_path, str(target), False, lambda *step: told.append(step))
+    assert target.stat().st_ino == part
+    assert told and all(0 <= done <= total for done, total in told) and told[-1][1] > 100 * MB
+
+
+async def spawn_large(rig: Rig) -> base.Guest:
+    """A guest whose disk takes a while to be copied."""
+    image = rig.directory / "large.img"
+    image.write_bytes(rig.images.machine.read_bytes() + os.urandom(160 * MB))
+    guest = rig.guest()
+    await rig.driver.create_disk(guest.disk_path, str(image), 0)
+    await rig.driver.spawn(guest)
+    return guest
+
+
+def slow_copies_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have QEMU copy disks slowly, so that there is time to do something meanwhile."""
+    begin = libvirt_capture._begin
+
+    def begin_slowly(connection: libvirt.virConnect, instance_id: str, part: str) -> None:
+        begin(connection, instance_id, part)
+        domain = connection.lookupByName(base.guest_name(instance_id))
+        [job] = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block-jobs"}', 0))["return"]
+        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({
+            "execute": "block-job-set-speed", "arguments": {"device": job["device"], "speed": 40 * MB}}), 0)
+    monkeypatch.setattr(libvirt_capture, "_begin", begin_slowly)
+
+
+def flat(target: Path) -> Path:
+    """A captured disk as a raw file."""
+    raw = target.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(target), str(raw)], check=True)
+    return raw
 
 
 async def _says(rig: Rig, guest: base.Guest, text: str, times: int = 1) -> bool:

@@ -50,6 +50,11 @@ STORE = ["objectstore.put.published", "objectstore.put.committed", "objectstore.
 IMAGE = ["image.file.made", "image.published", "image.committed"]
 #: on the way of an image out of the object store
 REMOVED = ["image.removed"]
+#: on the way of CopyImage and of CreateImage, in its order
+COPY = ["cloud.copy_image.recorded"]
+CAPTURE = ["cloud.create_image.recorded", "compute.capture.shut_down", "compute.capture.begun",
+           "compute.capture.copied", "image.capture.received", "image.capture.recorded", "compute.capture.sent",
+           "compute.capture.recorded"]
 #: tests.functional.test_objectstore_many_versions has them
 VERSIONS = ["objectstore.mark.committed"]
 
@@ -61,9 +66,9 @@ def test_every_failpoint_is_tested() -> None:
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
     # the others of the object store: tests/functional/test_objectstore_crashes.py
-    named = {*RUN, *INJECTED, *TERMINATE, *STORE, *IMAGE, *REMOVED, *VERSIONS}
+    named = {*RUN, *INJECTED, *TERMINATE, *STORE, *IMAGE, *REMOVED, *COPY, *CAPTURE, *VERSIONS}
     assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {
-        *RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED}
+        *RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED, *COPY, *CAPTURE}
     assert named <= set(failpoint.names())
 
 
@@ -377,6 +382,42 @@ def test_image(clean_cloud: Cloud, witness: Witness, point: str) -> None:
         ec2.deregister_image(ImageId=image)
     wait_until(lambda: image not in witness.redis.zrange("nova:bucket-keys:_images", 0, -1), 10,
                "the end of the image's object")
+    wait_until(lambda: not witness.lost_files(), 10, f"the end of files of no record: {witness.lost_files()}")
+
+
+def named(ec2: Any, name: str) -> list[dict[str, Any]]:
+    """The images of a name that are made, or will never be."""
+    found = ec2.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": [name]}])["Images"]
+    return [image for image in found if image["State"] != "pending"]
+
+
+@pytest.mark.parametrize("point", [*COPY, *CAPTURE])
+def test_image_of_what_is_there(clean_cloud: Cloud, witness: Witness, point: str) -> None:
+    """A copy, or an image of an instance, is made once and whole; the guest runs on, nothing of the work is left."""
+    swept = ("--objects_orphan_age=0", "--objects_sweep_interval=1")
+    clean_cloud.start(f"--failpoint={point}", *swept)
+    ec2 = clean_cloud.ec2
+    if point in CAPTURE:
+        id = run_one(clean_cloud, uuid.uuid4().hex)
+        console = clean_cloud.state / "instances" / id / "console.log"
+        all_running(clean_cloud, 1)
+        wait_until(lambda: "NOVA ready" in console.read_text(errors="replace"), 60, "the guest's start")
+    gone = (botocore.exceptions.ConnectionClosedError, botocore.exceptions.EndpointConnectionError)
+    with contextlib.suppress(*gone):
+        if point in COPY:
+            ec2.copy_image(Name=point, SourceImageId=clean_cloud.machine_image, SourceRegion="nova")
+        else:
+            ec2.create_image(Name=point, InstanceId=id, NoReboot=point != "compute.capture.shut_down")
+    die(clean_cloud)
+    clean_cloud.start(*swept)
+    [image] = wait_until(lambda: named(ec2, point), 60, "the image")  # type: ignore[misc]
+    assert image["State"] == "available", image
+    if point in CAPTURE:
+        check_runs_once(witness, *all_running(clean_cloud, 1))
+        wait_until(lambda: not list((clean_cloud.state / "captures").iterdir()), 10, "the end of the copy")
+        assert witness.keys("capture*") == []
+        wait_until(lambda: not witness.keys("bucket-keys:_captures"), 20, "the end of what was sent")
+    ec2.deregister_image(ImageId=image["ImageId"])
     wait_until(lambda: not witness.lost_files(), 10, f"the end of files of no record: {witness.lost_files()}")
 
 

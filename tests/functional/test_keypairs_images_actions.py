@@ -30,22 +30,26 @@ from nova.cloud.public_keys import PublicKeys
 from nova.cloud.regions import Regions
 from nova.cloud.tagging import Tags
 from nova.compute import models as compute_models
+from nova.compute.capture import CaptureManager
 from nova.compute.manager import ComputeManager
 from nova.compute.models import Instance, UserData
 from nova.compute.virt.fake import FakeDriver
 from nova.context import Context
 from nova.datastore import Store
 from nova.flags import FLAGS
+from nova.image import sources
 from nova.image.cache import ImageCache
 from nova.image.manager import ImageManager
 from nova.image.models import Image, ImageName
 from nova.network.fake import FakeDriver as FakeNetwork
 from nova.network.manager import NetworkManager
 from nova.network.models import Network
-from nova.objectstore import objects
+from nova.objectstore import captures, objects
+from nova.objectstore import images as object_images
 from nova.objectstore.files import Files
 from nova.objectstore.images import ImageFiles
 from nova.objectstore.models import Bucket, Object, object_id
+from nova.objectstore.service import ObjectStoreService
 from nova.rpc import Bus
 from nova.service import Heartbeat
 from tests import bundles, images
@@ -66,15 +70,6 @@ async def content(files: ImageFiles, image_id: str) -> bytes:
     return Path(found.path).read_bytes()
 
 
-class Cache(ImageCache):
-    """The real cache, on the disk of the object store."""
-
-    source: ImageFiles
-
-    async def _get(self, image_id: str, chunk: Callable[[bytes], None]) -> None:
-        chunk(await content(self.source, image_id))
-
-
 class Cloud:
     """The actions, and the hosts behind them."""
 
@@ -87,29 +82,40 @@ class Cloud:
         async def open_object(bucket: str, key: str) -> Object:
             return await objects.open_object(store, bucket, key)
         self.image_files = ImageFiles(store, Files(str(directory / "objects")))
-        self.images = ImageManager(store, self.bus, open_object, self.authority, self.image_files)
+        self.disks = captures.CapturedDisks(store, self.image_files.files)
+        self.images = ImageManager(store, self.bus, open_object, self.authority, self.image_files,
+                                   {**sources.SOURCES, "instance": self.disks.source})
+        self.objectstore = ObjectStoreService(store, self.auth, 0, "127.0.0.1", [
+            *object_images.handlers(self.image_files, store), *captures.handlers(self.disks, store)])
         self.networks = NetworkManager(store, self.bus, FakeNetwork(str(directory / "networks")))
-        cache = Cache(str(directory / "cache"), store, lambda: "")
-        cache.source = self.image_files
+        cache = ImageCache(str(directory / "cache"), store, lambda: self.url("_images"))
         self.driver = FakeDriver(directory / "guests")
         self.compute = ComputeManager(store, self.bus, self.driver, cache)
+        self.captures = CaptureManager(store, self.bus, self.driver, lambda: self.url("_images"))
         self.beats = [Heartbeat(store, "objectstore"), Heartbeat(store, "network"),
                       Heartbeat(store, "compute", self.compute.facts)]
+        self.parts: list[Any] = [self.objectstore, self.images, self.disks, self.networks, self.compute, self.captures,
+                                 *self.beats]
         self.registry = action.Registry.collect([
             KeyPairs(store=store, public_keys=PublicKeys(store, self.auth)), Images(store=store, bus=self.bus),
             Instances(store=store, bus=self.bus), Regions(store=store), Tags(store=store, bus=self.bus),
             ImageAttributes(store=store, bus=self.bus, auth=self.auth), ImageCopies(store=store, bus=self.bus)])
 
+    def url(self, path: str) -> str:
+        """Where the object store hands out images, or receives disks."""
+        return f"http://127.0.0.1:{self.objectstore.port}/{path}/"
+
     async def start(self) -> None:
         self.bus.start()
         assert await self.bus.connected()
         await self.auth.create_user("ann")
-        for part in (self.images, self.networks, self.compute, *self.beats):
+        for part in self.parts:
             await part.start()
 
     async def stop(self) -> None:
-        for part in (*self.beats, self.compute, self.networks, self.images):
+        for part in reversed(self.parts):
             await part.stop()
+        self.image_files.files.close()
         await self.bus.stop()
         await self.auth.stop()
 

@@ -14,9 +14,16 @@ from pathlib import Path
 
 from nova import exception, failpoint, process
 from nova.compute.injection import File
+from nova.flags import DEFINE_float
 
 failpoint.declare("compute.spawn.defined", "the guest is defined in the hypervisor and not yet started")
 failpoint.declare("compute.destroy.stopped", "the guest is stopped and still defined in the hypervisor")
+
+failpoint.declare("compute.capture.shut_down", "the guest is shut down to be copied, and not started again")
+failpoint.declare("compute.capture.begun", "the hypervisor copies the guest's disk")
+
+DEFINE_float("capture_shutdown_timeout", 60, "seconds that a guest has to shut down for CreateImage; the disk of one "
+             "that does not is copied while it runs", lower_bound=0)
 
 _NAME = re.compile(r"instance-(i-[0-9a-f]{8,17})")
 
@@ -44,6 +51,10 @@ class Guest:
     hostname: str
     base_path: str = ""
     base_format: str = "raw"
+
+
+#: told how many bytes of how many are done
+Progress = Callable[[int, int], None]
 
 
 class DomainState(StrEnum):
@@ -130,6 +141,25 @@ class ComputeDriver(ABC):
 
         :raises GuestNotFound: there is no such guest
         """
+
+    @abstractmethod
+    async def capture(self, instance_id: str, disk_path: str, target: str, restart: bool,
+                      progress: Progress = lambda done, total: None) -> None:
+        """Copy a guest's disk, as it is at one moment, to `target`: a qcow2 file that refers to no other.
+
+        The guest runs on while it is copied.  With `restart` one that runs is shut down for the moment, so that all it
+        has written is in the copy; meanwhile it counts as running.  One that does not shut down within
+        --capture_shutdown_timeout is copied as without `restart`: as a power failure would leave its disk.
+
+        The file appears whole or not at all.  When this is cancelled, the hypervisor goes on; called again, with the
+        same target, it waits for what goes on, until :meth:`end_capture`.
+
+        :param progress: told from time to time how many bytes of how many are copied
+        """
+
+    @abstractmethod
+    async def end_capture(self, instance_id: str, target: str) -> None:
+        """Give up copying a guest's disk, with what was copied.  Nothing is copied: nothing to do."""
 
     @abstractmethod
     async def capacity(self) -> Capacity:

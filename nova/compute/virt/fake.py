@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nova import failpoint
+from nova import failpoint, process
 from nova.compute import disk
 from nova.compute.injection import File
 from nova.compute.virt import base
@@ -69,6 +69,31 @@ class FakeDriver(base.ComputeDriver):
 
     async def reboot(self, instance_id: str) -> None:
         self._boot(self._guest(instance_id))
+
+    async def capture(self, instance_id: str, disk_path: str, target: str, restart: bool,
+                      progress: base.Progress = lambda done, total: None) -> None:
+        if os.path.exists(target):
+            return
+        Path(disk.temporary(target)).unlink(missing_ok=True)
+        if restart and self._state(instance_id) is DomainState.RUNNING:
+            failpoint.hit("compute.capture.shut_down")
+            self._boot(self._guest(instance_id))
+        failpoint.hit("compute.capture.begun")
+        await self._copy(instance_id, disk_path, disk.temporary(target))
+        await disk.publish(target)
+
+    async def _copy(self, instance_id: str, disk_path: str, target: str) -> None:
+        """No guest ever writes: where it is known what a disk was made from, that is what is on it."""
+        if not os.path.exists(disk_path):
+            raise base.HypervisorError(f"there is no disk {disk_path}")
+        guest = self._guest(instance_id)
+        await disk.flatten(guest.base_path or disk_path, guest.base_format if guest.base_path else "raw", target,
+                           FLAGS.capture_timeout)
+        await process.wait(process.run("qemu-img", "resize", "-q", "-f", "qcow2", target,
+                                       str(os.stat(disk_path).st_size)))
+
+    async def end_capture(self, instance_id: str, target: str) -> None:
+        Path(disk.temporary(target)).unlink(missing_ok=True)
 
     async def capacity(self) -> Capacity:
         return Capacity(vcpus=10_000, memory_mb=100_000_000, disk_gb=1_000_000)

@@ -19,7 +19,7 @@ import libvirt
 from nova import failpoint, process
 from nova.compute import disk
 from nova.compute.injection import File
-from nova.compute.virt import base, domain_xml, kvm, private_libvirtd
+from nova.compute.virt import base, domain_xml, kvm, libvirt_capture, private_libvirtd
 from nova.compute.virt.base import Capacity, DomainState, Guest
 from nova.flags import FLAGS, DEFINE_enum, DEFINE_float, DEFINE_string
 
@@ -70,6 +70,7 @@ class LibvirtDriver(base.ComputeDriver):
         self._pool: process.Pool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._type = ""
+        self._captures = libvirt_capture.Captures(self._call)
 
     async def start(self) -> None:
         libvirt.registerErrorHandler(_quiet, None)
@@ -91,10 +92,12 @@ class LibvirtDriver(base.ComputeDriver):
         self._loop = None
 
     async def list_guests(self) -> dict[str, DomainState]:
-        return await self._call(self._list)
+        guests = await self._call(self._list)
+        return {id: self._captures.seen(id, state) for id, state in guests.items()}
 
     async def guest_state(self, instance_id: str) -> DomainState | None:
-        return await self._call(self._state_of, instance_id)
+        state = await self._call(self._state_of, instance_id)
+        return None if state is None else self._captures.seen(instance_id, state)
 
     async def create_disk(self, path: str, base_path: str, size_bytes: int, base_format: str = "raw",
                           files: Sequence[File] = ()) -> None:
@@ -107,9 +110,10 @@ class LibvirtDriver(base.ComputeDriver):
             await self._call(_create, guest.instance_id)
 
     async def destroy(self, instance_id: str) -> None:
-        await self._call(_destroy, instance_id)
-        failpoint.hit("compute.destroy.stopped")
-        await self._call(_undefine, instance_id)
+        async with self._captures.kept_from_starting(instance_id):
+            await self._call(_destroy, instance_id)
+            failpoint.hit("compute.destroy.stopped")
+            await self._call(_undefine, instance_id)
 
     async def reboot(self, instance_id: str) -> None:
         rebooted = self._rebooted[instance_id] = asyncio.Event()
@@ -122,6 +126,14 @@ class LibvirtDriver(base.ComputeDriver):
                     await self._call(_reset, instance_id)
         finally:
             del self._rebooted[instance_id]
+
+    async def capture(self, instance_id: str, disk_path: str, target: str, restart: bool,
+                      progress: base.Progress = lambda done, total: None) -> None:
+        await self._captures.run(instance_id, disk_path, target, restart, progress)
+        self.on_event(instance_id)  # what happened to the guest meanwhile, it was kept from seeing
+
+    async def end_capture(self, instance_id: str, target: str) -> None:
+        await self._captures.end(instance_id, target)
 
     async def capacity(self) -> Capacity:
         model, memory_mb, vcpus, *rest = await self._call(lambda connection: connection.getInfo())
