@@ -192,12 +192,14 @@ async def test_a_process_that_dies_on_the_way_leaves_what_the_next_one_completes
     image = await ended(cloud, await create(cloud, instance))
     assert died.is_set() and image.state == "available", image.state_reason
     await check_nothing_is_left(cloud)
-    records = await cloud.store.redis.keys("nova:object:*")
-    files = {(await cloud.store.redis.hget(key, "file")).decode() for key in records}
-    objects = cloud.directory / "objects"
-    there = {str(path.relative_to(objects)).removesuffix(".meta") for path in objects.glob("??/*")}
+
+    async def all_files_are_named() -> bool:
+        records = await cloud.store.redis.keys("nova:object:*")
+        named = {(await cloud.store.redis.hget(key, "file")).decode() for key in records}
+        objects = cloud.directory / "objects"
+        return {str(path.relative_to(objects)).removesuffix(".meta") for path in objects.glob("??/*")} <= named
     if point != "image.capture.received":  # what no record names then, the sweep of the object store removes
-        assert there <= files
+        await until(all_files_are_named)
 
 
 # -- what the object store receives -----------------------------------------------------------------------------------
