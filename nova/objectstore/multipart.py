@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nova import exception, failpoint, process
 from nova.auth import quota
-from nova.datastore import Store, Transaction
+from nova.datastore import Store, Transaction, key_of, read
 from nova.objectstore import checksums, errors, objects
 from nova.objectstore.models import Bucket, Object, Part, Upload, object_id, part_id, upload_member
 from nova.objectstore.storage import Storage, Undo, discard
@@ -58,13 +58,18 @@ async def create(store: Store, files: Storage, bucket: Bucket, upload: Upload) -
 
 async def get(store: Store, bucket: Bucket, key: str, upload_id: str) -> Upload:
     """An upload; :raises NoSuchUpload: there is none of this id for this key"""
-    upload = await store.get(Upload, upload_id) if _is_id(upload_id) else None
+    return of_key(await store.get(Upload, upload_id) if is_id(upload_id) else None, bucket, key)
+
+
+def of_key(upload: Upload | None, bucket: Bucket, key: str) -> Upload:
+    """An upload, if it is one for this key; :raises NoSuchUpload:"""
     if upload is None or (upload.bucket, upload.key) != (bucket.id, key):
         raise errors.NoSuchUpload()
     return upload
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Whether an upload may have such an id."""
     return len(text) == 32 and text.isalnum() and text.isascii()
 
 
@@ -76,7 +81,9 @@ async def put_part(store: Store, files: Storage, upload: Upload, part: Part) -> 
     """
     failpoint.hit("objectstore.part.published")
     while True:
-        old = await store.get(Part, part.id)
+        row, *limits = await store.hashes([key_of(Part, part.id),
+                                           *quota.allowance_keys(part.project_id, part.user_id)])
+        old = read(Part, row) if row else None
         if old is not None and old.file == part.file:
             return  # an earlier turn did it, its answer got lost
         tx = store.transaction()
@@ -87,7 +94,7 @@ async def put_part(store: Store, files: Storage, upload: Upload, part: Part) -> 
             tx.update(old, file=part.file, size=part.size, md5=part.md5, modified=part.modified,
                       checksums=part.checksums)
         more = {quota.OBJECT_GB: part.size - (old.size if old else 0)}
-        (await quota.allowance(store, part.project_id, part.user_id)).claim(tx, more)
+        quota.allowance_of(part.project_id, part.user_id, limits).claim(tx, more)
         try:
             await tx.commit()
         except (exception.Exists, exception.Conflict, exception.NotFound) as error:

@@ -119,12 +119,12 @@ async def older_versions(store: Store, bucket: Bucket, key: str, count: int) -> 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was there when a request began: what had the key, and what its sender may have."""
+    """What was there when a request began: what had the key, and what its sender may have, if that was read."""
 
     current: Object | None
-    project_id: str
-    user_id: str
-    allowance: quota.Allowance
+    project_id: str = ""
+    user_id: str = ""
+    allowance: quota.Allowance | None = None
 
     def allowance_of(self, project_id: str, user_id: str) -> quota.Allowance | None:
         """What a user may have in a project, if it was read."""
@@ -192,11 +192,12 @@ async def put(store: Store, files: Storage, bucket: Bucket, new: Object, check: 
 
 
 async def delete(store: Store, files: Storage, bucket: Bucket, key: str, version: str | None = None,
-                 check: Check | None = None) -> Object | None:
+                 check: Check | None = None, seen: Seen | None = None) -> Object | None:
     """Remove an object; nothing happens if there is none.
 
     :param version: removes this version; None puts a delete marker where the bucket has versions
     :param check: raises if what is there must not be removed: the object, or whatever `version` names
+    :param seen: what was there a moment ago; where no version is named, it need not be read again
     :returns: the marker that was put, or the version that was removed
     :raises NoSuchBucket: somebody removed the bucket
     :raises InvalidArgument: no version has such an id
@@ -204,7 +205,8 @@ async def delete(store: Store, files: Storage, bucket: Bucket, key: str, version
     while True:
         if version is None and bucket.versioning:
             return await _mark(store, files, bucket, key, check)
-        target = await find(store, bucket.id, key, version)
+        target = seen.current if seen and version is None else await find(store, bucket.id, key, version)
+        seen = None
         if check:
             check(versions.live(target) if version is None else target)
         if target is None:

@@ -308,13 +308,18 @@ class Upload(Operation):
         if self.writer:
             await process.wait(self.call.files.pool.run(self.writer.close))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the body is so large that it is worth looking whether it will fit before it comes."""
+        return (self.call.length or 0) >= _LARGE
+
     async def check_room(self, replaced: int) -> None:
         """Refuse a large body that will not fit before it comes.
 
         :param replaced: bytes of what it takes the place of
         :raises QuotaExceeded:
         """
-        if (self.call.length or 0) >= _LARGE:
+        if self.is_large:
             await objects.check_room(self.call.store, self.bucket, (self.call.length or 0) - replaced)
 
 

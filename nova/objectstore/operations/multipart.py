@@ -78,11 +78,23 @@ class UploadPart(Upload):
         await super().prepare()
         return await self.place_for(f"p-{records.part_id(self.upload.id, self.number)}")
 
+    async def find_bucket(self) -> records.Bucket:
+        """The bucket and the upload, in one round trip."""
+        self._found: records.Upload | None = None
+        id = self.target.params["uploadId"]
+        if not multipart.is_id(id):
+            return await super().find_bucket()
+        bucket, self._found = await self.call.store.get_two(records.Bucket, self.target.bucket, records.Upload, id)
+        if bucket is None:
+            raise errors.NoSuchBucket()
+        return bucket
+
     async def check(self) -> None:
-        self.upload = await find_upload(self)
+        self.upload = multipart.of_key(self._found, self.bucket, self.target.key)
         self.number = part_number(self.target.params)
-        old = await self.call.store.get(records.Part, records.part_id(self.upload.id, self.number))
-        await self.check_room(old.size if old else 0)
+        if self.is_large:
+            old = await self.call.store.get(records.Part, records.part_id(self.upload.id, self.number))
+            await self.check_room(old.size if old else 0)
 
     @property
     def wanted_checksums(self) -> frozenset[str]:

@@ -262,9 +262,22 @@ class GetObject(Operation):
 class DeleteObject(Operation):
     """DELETE object; it is no error if there is none."""
 
+    _seen: objects.Seen | None = None
+
+    async def find_bucket(self) -> Bucket:
+        """The bucket, and what has the key in it, in one round trip."""
+        if "versionId" in self.target.params:
+            return await super().find_bucket()
+        name = self.target.bucket
+        bucket, current = await self.call.store.get_two(Bucket, name, Object, object_id(name, self.target.key))
+        if bucket is None:
+            raise errors.NoSuchBucket()
+        self._seen = objects.Seen(current)
+        return bucket
+
     async def run(self, received: Received) -> Response:
         removed = await objects.delete(self.call.store, self.call.files, self.bucket, self.target.key, self.version,
-                                       self._condition())
+                                       self._condition(), self._seen)
         headers = {}
         if self.version is not None:
             headers["x-amz-version-id"] = self.version
