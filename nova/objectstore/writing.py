@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -21,6 +22,8 @@ from nova.objectstore.models import Object, Part
 _BLOCK = 1 << 20
 #: how many files one thread puts on the disk, how many threads do that at most, and for how many a further one begins
 _TOGETHER, _THREADS, _ENOUGH = 32, 4, 8
+#: seconds that a file takes on a disk that is so slow that it is better to let the files wait for it side by side
+_SLOW = 0.004
 
 
 class Writer(storage.Writer):
@@ -151,6 +154,7 @@ class Group:
         self._root, self._pool = root, pool
         self._waiting: list[tuple[Object | Part, bytes, asyncio.Future[None]]] = []
         self._threads: set[asyncio.Task[None]] = set()
+        self._is_slow = False
 
     def put(self, record: Object | Part, data: bytes) -> "asyncio.Future[None]":
         """Put a file on the disk under the name that `record` has, described as that.
@@ -160,14 +164,16 @@ class Group:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         self._waiting.append((record, data, done))
-        if len(self._waiting) == 1 or len(self._waiting) == _ENOUGH:
+        if self._is_slow or len(self._waiting) in (1, _ENOUGH):
             loop.call_soon(self._begin)  # with those that come in this turn
         return done
 
     def _begin(self) -> None:
-        while self._waiting and (not self._threads or (
-                len(self._threads) < _THREADS and len(self._waiting) >= _ENOUGH)):
-            batch, self._waiting = self._waiting[:_TOGETHER], self._waiting[_TOGETHER:]
+        while self._waiting and len(self._threads) < _THREADS and (
+                not self._threads or self._is_slow or len(self._waiting) >= _ENOUGH):
+            number = min(_TOGETHER, -(-len(self._waiting) // (_THREADS - len(self._threads)) if self._is_slow else
+                         len(self._waiting)))
+            batch, self._waiting = self._waiting[:number], self._waiting[number:]
             task = asyncio.ensure_future(self._put(batch))
             self._threads.add(task)
             task.add_done_callback(self._end)
@@ -178,10 +184,16 @@ class Group:
 
     async def _put(self, batch: list[tuple[Object | Part, bytes, "asyncio.Future[None]"]]) -> None:
         failures: Sequence[Exception | None]
+        began = time.monotonic()
         try:
             failures = await process.wait(self._pool.run(put_all, self._root, [(r, d) for r, d, _ in batch]))
-        except Exception as error:  # the pool is closed, say
+        except asyncio.CancelledError:  # the threads have ended
+            for _, _, done in batch:
+                done.cancel()
+            raise
+        except Exception as error:  # whatever it is becomes the answer of them all
             failures = [error] * len(batch)
+        self._is_slow = time.monotonic() - began > _SLOW * len(batch)
         for (_, _, done), failure in zip(batch, failures, strict=True):
             if done.done():
                 continue  # who asked has gone away; the sweep finds the file

@@ -4,6 +4,8 @@ import asyncio
 import errno
 import functools
 import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,10 +55,43 @@ async def test_files_that_come_together_are_all_there(files: Files, monkeypatch:
         batches.append(len(wanted))
         return real(root, wanted)
     monkeypatch.setattr(writing, "put_all", counted)
+    monkeypatch.setattr(writing, "_SLOW", 60)
     records = [an_object(files, str(n)) for n in range(100)]
     assert await put(files, records) == [None] * 100
     check_there(files, records)
     assert sum(batches) == 100 and len(batches) < 20 and max(batches) <= 32
+
+
+async def test_on_a_slow_disk_files_wait_side_by_side(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+    real, lock = writing.put_all, threading.Lock()
+
+    def slow(root: str, wanted: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02 * len(wanted))
+        with lock:
+            running -= 1
+        return real(root, wanted)
+    monkeypatch.setattr(writing, "put_all", slow)
+    records = [an_object(files, str(n)) for n in range(7)]
+    assert await put(files, records[:1]) == [None] and most == 1
+    assert await put(files, records[1:]) == [None] * 6 and most == 4
+    check_there(files, records)
+
+
+async def test_threads_that_end_leave_nobody_waiting(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(writing, "put_all", lambda root, wanted: go_on.wait(10) and [None] * len(wanted))
+    tasks = [asyncio.ensure_future(files.put_soon(an_object(files, str(n)), b"")) for n in range(70)]
+    while len(files.pool._executor._threads) < 3:  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+    files.close()
+    go_on.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_directory_is_synced_once_and_after_all_of_its_files(files: Files,
@@ -73,7 +108,7 @@ async def test_a_directory_is_synced_once_and_after_all_of_its_files(files: File
         done.append((name, os.fstat(named.get("dst_dir_fd", arguments[0])).st_ino))
     for name in ("fsync", "link"):
         monkeypatch.setattr(os, name, functools.partial(noted, name, getattr(os, name)))
-    assert await put(files, records[1:]) == [None] * 4
+    assert writing.put_all(files.root, [(record, data_of(record)) for record in records[1:]]) == [None] * 4
     monkeypatch.undo()
     check_there(files, records)
     directories = {os.stat(os.path.dirname(files.path(record.file))).st_ino for record in records}
