@@ -178,6 +178,9 @@ class _Told:
         self._told(len(data))
         return data
 
+    def seekable(self) -> bool:
+        return False  # what is read twice would be told twice
+
     def __enter__(self) -> "_Told":
         return self
 

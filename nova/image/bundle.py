@@ -41,7 +41,7 @@ def unbundle(manifest: Manifest, open_part: Opener, private_key: str, target: st
 
     Its signature is not looked at: :func:`nova.image.manifest.check_signature`.
 
-    :param open_part: opens a part; it is read once, from its beginning to its end
+    :param open_part: opens a part; it is read from its beginning to its end, and once more if it can be
     :param private_key: path of the private key (PEM) that the bundle is encrypted for: the cloud's
     :param target: path of the file to write; it must not exist, and does not after an error
     :param for_user: the private key is that of the user who made the bundle
@@ -140,23 +140,34 @@ def _decrypt(rsa: RSA.RSA, data: bytes, for_user: bool) -> bytes:
 
 
 def _checked(manifest: Manifest, open_part: Opener) -> Iterator[bytes]:
-    """The parts' data.  What is held back until the part's digest is known to be right was not used if it is not."""
+    """The parts' data, of each when its digest is known to be right: a file is read twice, of which the second time
+    comes from the kernel's memory; another stream is held, if it is not too large.
+
+    A file that changes in between does not go unseen: the archive has a digest, too.
+    """
     left = manifest.bundled_size
     for part in manifest.parts:
         digest, held = hashlib.sha1(usedforsecurity=False), []
         with open_part(part.name) as file:
+            again = file.seekable()
             while data := file.read(_READ):
                 digest.update(data)
                 left -= len(data)
                 if left < 0:
                     raise exception.InvalidManifest(reason=_WRONG_BUNDLED_SIZE)
+                if again:
+                    continue
                 held.append(data)
                 if len(held) * _READ > _HELD:
                     yield from held
                     held.clear()
-        if digest.hexdigest() != part.sha1:
-            raise exception.InvalidManifest(reason=f"the digest of part {part.name} is wrong")
-        yield from held
+            if digest.hexdigest() != part.sha1:
+                raise exception.InvalidManifest(reason=f"the digest of part {part.name} is wrong")
+            if again:
+                file.seek(0)
+                while data := file.read(_READ):
+                    yield data
+            yield from held
     if left:
         raise exception.InvalidManifest(reason=_WRONG_BUNDLED_SIZE)
 

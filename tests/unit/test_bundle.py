@@ -145,6 +145,39 @@ def test_true_instead_of_an_id_says_that_it_is_one(made: Bundle, field: str, kin
     assert (manifest.kind, manifest.kernel_id, manifest.ramdisk_id) == (kind, "", "")
 
 
+class Stream(io.RawIOBase):
+    """What comes from another host: it can be read once."""
+
+    def __init__(self, data: bytes):
+        self._data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self._data.readinto(buffer)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("held", [16 << 20, 1 << 16])
+def test_parts_may_be_streams(unpack: Unpacker, made: Bundle, damaged: bool, held: int,
+                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_HELD", held)
+    monkeypatch.setattr(bundle, "_READ", 10_000)
+
+    def open_part(name: str) -> Stream:
+        data = (made.directory / name).read_bytes()
+        return Stream(data[:-1] + b"x" if damaged and name.endswith("001") else data)
+    read = bundle.read_manifest(made.manifest)
+    if not damaged:
+        bundle.unbundle(read, open_part, unpack.authority.key_path, str(unpack.target))  # type: ignore[arg-type]
+        assert unpack.target.read_bytes() == IMAGE
+        return
+    with pytest.raises(exception.InvalidManifest):
+        bundle.unbundle(read, open_part, unpack.authority.key_path, str(unpack.target))  # type: ignore[arg-type]
+    assert list(unpack.target.parent.iterdir()) == []
+
+
 def test_digests_may_be_in_capitals(unpack: Unpacker, made: Bundle) -> None:
     made.parts = [(name, digest.upper()) for name, digest in made.parts]
     assert unpack(made) == IMAGE
