@@ -20,7 +20,8 @@ PACKAGES_BUILD="gcc:gcc libc6-dev:/usr/include/stdio.h swig:swig libssl-dev:/usr
 PACKAGES_BUILD_LIBVIRT="pkg-config:pkg-config libvirt-dev:/usr/include/libvirt/libvirt.h"
 PACKAGES_TESTS="rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server slapd:/usr/sbin/slapd ldap-utils:ldapsearch
     python3-boto:/usr/lib/python3/dist-packages/boto s3cmd:s3cmd zsh:zsh unzip:unzip
-    fdisk:sfdisk nginx-light:nginx libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so
+    fdisk:sfdisk extlinux:extlinux syslinux-common:
+    nginx-light:nginx libnginx-mod-http-lua:/usr/lib/nginx/modules/ngx_http_lua_module.so
     mmdebstrap:mmdebstrap grub-pc-bin:/usr/lib/grub/i386-pc/boot.img grub-common:grub-mkimage"
 # clients that the object store is tried with: rclone and s3fs as they are; nodejs runs Amazon's SDK for JavaScript, npm
 # fetches it

@@ -7,6 +7,7 @@ SIGKILL, starts it without the failpoint and looks at Redis, libvirt, /proc, int
 import contextlib
 import importlib
 import json
+import os
 import pkgutil
 import signal
 import subprocess
@@ -358,13 +359,19 @@ def test_object_store(clean_cloud: Cloud, witness: Witness, point: str) -> None:
     s3.delete_bucket(Bucket="failpoints")
 
 
-@pytest.mark.parametrize("point", [*IMAGE, *REMOVED])
-def test_image(clean_cloud: Cloud, witness: Witness, point: str) -> None:
+@pytest.mark.parametrize(("point", "form"), [*((point, form) for point in IMAGE for form in ("raw", "qcow2")),
+                                             *((point, "raw") for point in REMOVED)])
+def test_image(clean_cloud: Cloud, witness: Witness, tmp_path: Path, point: str, form: str) -> None:
     clean_cloud.start(f"--failpoint={point}", "--objects_orphan_age=0", "--objects_sweep_interval=1")
-    ec2 = clean_cloud.ec2
+    ec2, location = clean_cloud.ec2, "starter/machine.ext4"
+    if form == "qcow2":  # which is converted
+        source, location = Path(os.environ["NOVA_STARTER_PATH"]) / "machine.ext4", "starter/killed.qcow2"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(source), str(tmp_path / "qcow2")],
+                       check=True, timeout=60)
+        clean_cloud.s3.put_object(Bucket="starter", Key="killed.qcow2", Body=(tmp_path / "qcow2").read_bytes())
     gone = (botocore.exceptions.ConnectionClosedError, botocore.exceptions.EndpointConnectionError)
     with contextlib.suppress(*gone):
-        image = ec2.register_image(Name="killed", ImageLocation="starter/machine.ext4")["ImageId"]
+        image = ec2.register_image(Name="killed", ImageLocation=location)["ImageId"]
         assert point in REMOVED
         ec2.deregister_image(ImageId=image)
     die(clean_cloud)

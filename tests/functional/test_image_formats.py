@@ -8,6 +8,7 @@ import random
 import re
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -377,6 +378,33 @@ async def test_a_manager_that_stops_leaves_no_process_and_the_next_one_makes_the
         return (await rig.image()).state == "available"
     await until(available, 30)
     await check_taken(rig, await rig.image(), disk)
+
+
+async def test_a_killed_manager_takes_its_worker_along(disk: Path, tmp_path: Path, slow_zstd: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.write_bytes(run("/usr/bin/zstd", "-qc", input=disk.read_bytes()))
+    program = ("import asyncio, sys\nfrom nova.image import worker\nfrom nova.flags import FLAGS\n"
+               "FLAGS(['x'])\nasyncio.run(worker.make(sys.argv[1], sys.argv[2], None))")
+    manager = subprocess.Popen([sys.executable, "-c", program, str(packed), str(tmp_path)])
+    child = await begun(slow_zstd)
+    manager.kill()
+    manager.wait(30)
+
+    async def gone() -> bool:
+        return not Path(f"/proc/{child}").exists()
+    await until(gone)
+
+
+async def test_tools_have_limits_and_no_network(rig: Rig, disk: Path, slow_zstd: Path) -> None:
+    """What the tool that unpacks is left with, as it sees it."""
+    (slow_zstd.parent / "tools" / "zstd").write_text(
+        f"#!/bin/sh\n(ulimit -v; ulimit -t; ulimit -c; cat /proc/net/dev) > {slow_zstd}\nexit 1\n")
+    FLAGS.image_convert_timeout = 77.0
+    image = await register(rig, run("/usr/bin/zstd", "-qc", input=disk.read_bytes()))
+    assert image.state == "failed"
+    memory, seconds, core, *network = slow_zstd.read_text().split("\n")
+    assert (memory, seconds, core) == (str(1 << 20), "77", "0")
+    assert [line.split(":")[0].strip() for line in network if ":" in line] == ["lo"]
 
 
 async def test_a_missing_tool_fails_the_image_and_names_the_package(rig: Rig, disk: Path, tmp_path: Path,
