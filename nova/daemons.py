@@ -42,6 +42,7 @@ from nova.image import models as image_models
 from nova.image import sources
 from nova.image.cache import ImageCache
 from nova.image.manager import ImageManager
+from nova.image.prefetch import Prefetcher
 from nova.network.driver import NetworkDriver
 from nova.network.fake import FakeDriver as FakeNetworkDriver
 from nova.network.linux import LinuxDriver
@@ -258,7 +259,7 @@ def compute(store: Store, bus: Bus) -> list[Service]:
     driver = compute_driver()
     manager = ComputeManager(store, bus, driver, cache)
     captured = CaptureManager(store, bus, driver, lambda: f"http://{FLAGS.api_host}:{FLAGS.s3_port}/_images/")
-    return [manager, captured, Heartbeat(store, "compute", manager.facts)]
+    return [manager, captured, Prefetcher(store, bus, cache), Heartbeat(store, "compute", manager.facts)]
 
 
 def network(store: Store, bus: Bus) -> list[Service]:

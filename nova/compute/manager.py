@@ -20,7 +20,9 @@ from nova.compute.virt.base import ComputeDriver, DomainState, Guest
 from nova.converge import Converger
 from nova.datastore import PREFIX, Store
 from nova.flags import FLAGS, DEFINE_float, DEFINE_integer
+from nova.image import prefetch
 from nova.image.cache import ImageCache
+from nova.image.prefetch import Prefetch
 from nova.network.models import Network
 from nova.process import in_thread, wait
 from nova.rpc import Bus
@@ -127,9 +129,12 @@ class ComputeManager(Service):
         return ({i.id for i in instances} | present) - settled
 
     async def _used_images(self) -> set[str]:
-        """The hashes of the images whose files the instances of this host need."""
-        return {sha256 for instance in await self._store.find(Instance, host=FLAGS.host)
-                if instance.state != "terminated" for sha256 in instance.images.values()}
+        """The hashes of the images whose files the instances of this host need, or that it is just to have."""
+        instances = await self._store.find(Instance, host=FLAGS.host)
+        wanted = await self._store.find(Prefetch, host=FLAGS.host)
+        return {sha256 for images in (*(i.images for i in instances if i.state != "terminated"),
+                                      *(p.images for p in wanted if p.state == prefetch.WAITING))
+                for sha256 in images.values()}
 
     def _cut_consoles(self, instance_ids: list[str]) -> None:
         """Keep guests from filling this host's disk through their serial lines, which QEMU appends to."""

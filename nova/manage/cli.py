@@ -13,12 +13,12 @@ from typing import Any
 from nova import daemons, exception, flags
 from nova.context import new_request_id, request_id_var
 from nova.flags import FLAGS
-from nova.manage import cloud, hosts, images, objectstore, projects, resources, roles, tools, users
+from nova.manage import cloud, hosts, images, objectstore, prefetch, projects, resources, roles, tools, users
 from nova.manage.command import FAILED, OK, UNREACHABLE, WRONG, Command, Refused, Session
 
 COMMANDS: tuple[Command, ...] = (*users.COMMANDS, *projects.COMMANDS, *roles.COMMANDS, *hosts.COMMANDS,
-                                 *resources.COMMANDS, *images.COMMANDS, *cloud.COMMANDS, *objectstore.COMMANDS,
-                                 *tools.COMMANDS)
+                                 *resources.COMMANDS, *images.COMMANDS, *prefetch.COMMANDS, *cloud.COMMANDS,
+                                 *objectstore.COMMANDS, *tools.COMMANDS)
 
 #: what each thing is
 THINGS = {

@@ -9,7 +9,7 @@ import time
 from nova import exception
 from nova.cloud import image_records
 from nova.flags import FLAGS
-from nova.image import models, starter, work
+from nova.image import debian, models, starter, work
 from nova.image.download import Broken, Download
 from nova.image.models import Image
 from nova.manage import imports
@@ -135,6 +135,12 @@ async def _build_starter(session: Session, arguments: argparse.Namespace) -> int
     return OK
 
 
+async def _build_debian(session: Session, arguments: argparse.Namespace) -> int:
+    path = await asyncio.to_thread(debian.build, arguments.directory, session.say, arguments.mirror)
+    session.show([{"file": str(path), "size": path.stat().st_size}])
+    return OK
+
+
 COMMANDS = (
     Command("image", "list", "List the images of all projects.", _list,
             (Argument("--project", "only those of this project"),), ("image list", "image list --project web")),
@@ -169,4 +175,10 @@ COMMANDS = (
              Argument("--kernel-package", "a .deb file to take the kernel from instead of asking apt",
                       {"metavar": "FILE"})),
             ("image build-starter /var/lib/nova/starter",), offline=True),
+    Command("image", "build-debian", "Build Debian with cloud-init as a machine image, from Debian's packages; the "
+            "kernel and the ramdisk of the starter images boot it. Only root can.", _build_debian,
+            (Argument("directory", "where it is kept"),
+             Argument("--mirror", f"where the packages come from ({debian.MIRROR})",
+                      {"default": debian.MIRROR, "metavar": "URL"})),
+            ("image build-debian /var/lib/nova/debian",), offline=True),
 )

@@ -11,6 +11,7 @@ import os
 import pkgutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from nova import failpoint
 from nova.flags import FLAGS
 from nova.network import models as network_models
 from tests.conftest import wait_until
-from tests.functional.cloud import Cloud, cloud, instances, states, terminate_all
+from tests.functional.cloud import ROOT, Cloud, cloud, instances, states, terminate_all
 
 libvirt = pytest.importorskip("libvirt")
 from nova.compute.virt import private_libvirtd  # noqa: E402
@@ -39,6 +40,8 @@ RUN = ["cloud.run.recorded", "compute.launch.begin", "network.spec.written", "ne
        "compute.launch.spawned"]
 #: where files are written into the disk of an instance
 INJECTED = ["compute.disk.injected"]
+#: where an image is fetched before somebody boots it
+PREFETCH = ["compute.prefetch.fetched"]
 #: on the way of TerminateInstances of the last instance of a network, in its order
 TERMINATE = ["cloud.terminate.recorded", "compute.terminate.begin", "compute.destroy.stopped",
              "compute.terminate.destroyed", "compute.terminate.files_removed", "compute.terminate.recorded",
@@ -67,9 +70,9 @@ def test_every_failpoint_is_tested() -> None:
         if module.name not in ("nova.compute.virt.libvirtd_launcher",):
             importlib.import_module(module.name)
     # the others of the object store: tests/functional/test_objectstore_crashes.py
-    named = {*RUN, *INJECTED, *TERMINATE, *STORE, *IMAGE, *REMOVED, *COPY, *CAPTURE, *VERSIONS}
+    named = {*RUN, *INJECTED, *PREFETCH, *TERMINATE, *STORE, *IMAGE, *REMOVED, *COPY, *CAPTURE, *VERSIONS}
     assert {n for n in failpoint.names() if not n.startswith("objectstore.")} == {
-        *RUN, *INJECTED, *TERMINATE, *IMAGE, *REMOVED, *COPY, *CAPTURE}
+        *RUN, *INJECTED, *PREFETCH, *TERMINATE, *IMAGE, *REMOVED, *COPY, *CAPTURE}
     assert named <= set(failpoint.names())
 
 
@@ -273,6 +276,23 @@ def test_injection(clean_cloud: Cloud, witness: Witness, point: str) -> None:
     clean_cloud.start("--injection=key,hostname", "--injection_required")
     check_runs_once(witness, *all_running(clean_cloud, 1))
     assert [p.name for p in (clean_cloud.state / "instances").glob("*/*.part*")] == []
+
+
+@pytest.mark.parametrize("point", PREFETCH)
+def test_prefetch(clean_cloud: Cloud, witness: Witness, point: str) -> None:
+    clean_cloud.start(f"--failpoint={point}")
+    image, host = clean_cloud.machine_image, FLAGS.host
+    command = [sys.executable, str(ROOT / "bin/nova-manage"), f"--state_path={clean_cloud.state}", "image", "prefetch",
+               image, "--all"]
+    manage = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    die(clean_cloud)
+    manage.kill()
+    manage.communicate()
+    clean_cloud.start()
+    key = f"nova:prefetch:{host}:{image}"
+    wait_until(lambda: witness.redis.hget(key, "state") == "done", 30, "the prefetch")
+    files = [p.name for p in (clean_cloud.state / "image_cache").iterdir()]
+    assert len(files) >= 3 and all(len(name) == 64 for name in files)
 
 
 @pytest.mark.parametrize("point", TERMINATE)

@@ -318,3 +318,16 @@ def test_the_audit_stream_knows_and_has_no_secrets(manage):
 
 def test_scripts_are_thin():
     assert len(Path(ROOT / "bin/nova-manage").read_text().splitlines()) < 15
+
+
+def test_an_image_is_prefetched(manage):
+    image = manage.cloud.machine_image
+    assert "say which hosts" in manage.fails(2, "image", "prefetch", image)
+    assert "no nova-compute is alive on nowhere" in manage.fails(2, "image", "prefetch", image, "--host", "nowhere")
+    assert "does not exist" in manage.fails(1, "image", "prefetch", "ami-00000000", "--all")
+    for path in (manage.cloud.state / "image_cache").glob("*"):
+        path.unlink()
+    [row] = manage.json("image", "prefetch", image, "--all")
+    assert (row["host"], row["state"], row["reason"]) == (FLAGS.host, "done", None)
+    assert len(list((manage.cloud.state / "image_cache").iterdir())) >= 1
+    assert "done" in manage("image", "prefetch", image, "--host", FLAGS.host)
