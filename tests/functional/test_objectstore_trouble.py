@@ -18,10 +18,11 @@ import redis
 from botocore.exceptions import ClientError
 
 from nova import exception
+from nova.auth import quota
 from nova.auth.manager import AuthManager
 from nova.datastore import Transaction
 from nova.flags import FLAGS
-from nova.objectstore import buckets, multipart, objects
+from nova.objectstore import buckets, holdings, multipart, objects
 from nova.objectstore.files import Files
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.operations import multipart as multipart_operations
@@ -157,6 +158,39 @@ async def test_an_answer_of_the_datastore_that_gets_lost_costs_no_object(store, 
         async with Undo(files, other.file):
             await objects.put(store, files, bucket, other, only_new)
     assert list(files.names(-1)) == [new.file]
+    files.close()
+
+
+async def test_what_a_request_saw_at_its_beginning_may_have_changed(store, tmp_path):
+    files = Files(str(tmp_path))
+    bucket = await buckets.create(store, files, "bucket", "one", "one")
+
+    async def put(data: bytes, seen: objects.Seen | None, check: objects.Check | None = None) -> Object:
+        new = await stored(store, files, bucket, data)
+        async with Undo(files, new.file):
+            return await objects.put(store, files, bucket, new, check, seen=seen)
+
+    async def see() -> objects.Seen:
+        return (await objects.see(store, "bucket", "k", "one", "one"))[1]
+    nothing = await see()
+    assert nothing.current is None
+    await put(b"faster", None)
+    with pytest.raises(exception.S3Error):
+        await put(b"new", nothing, objects.write_check({"If-None-Match": "*"}))
+    await put(b"later", nothing)
+    something = await see()
+    await put(b"replaced", None)
+    last = await put(b"last", something)
+    assert (await objects.open_object(store, "bucket", "k")).file == last.file
+    something = await see()
+    await put(b"for good", None)
+    await objects.delete(store, files, bucket, "k", seen=something)
+    assert await objects.find(store, "bucket", "k") is None
+    last = await put(b"from the beginning", something)
+    async with asyncio.timeout(10):
+        while list(files.names(-1)) != [last.file]:
+            await asyncio.sleep(0.01)
+    assert await quota.recount(store, [holdings.holdings]) == []
     files.close()
 
 
