@@ -26,10 +26,13 @@ PACKAGES_TESTS="rabbitmq-server:/usr/lib/rabbitmq/bin/rabbitmq-server slapd:/usr
 # clients that the object store is tried with: rclone and s3fs as they are; nodejs runs Amazon's SDK for JavaScript, npm
 # fetches it
 PACKAGES_TESTS_S3="rclone:rclone s3fs:s3fs nodejs:node npm:npm"
+# a Ceph of one node, whose S3 the object store is tried on (docs/objectstore-s3.rst)
+PACKAGES_TESTS_CEPH="ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw ceph-common:ceph"
 # services of those packages; Nova starts servers of its own and needs none of these to run
 SERVICES="redis-server.service slapd.service rabbitmq-server.service libvirtd.service libvirtd.socket
     libvirtd-ro.socket libvirtd-admin.socket virtlogd.service virtlogd.socket virtlogd-admin.socket virtlockd.service
-    virtlockd.socket virtlockd-admin.socket libvirt-guests.service nginx.service"
+    virtlockd.socket virtlockd-admin.socket libvirt-guests.service nginx.service ceph.target
+    ceph-mon.target ceph-osd.target ceph-radosgw.target ceph-crash.service"
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK="Made by Nova's run.sh while it installs packages; may be removed."
 

@@ -342,6 +342,10 @@ class Unavailable(NovaError):
     message = "The service is unavailable. Please try again shortly."
 
 
+class Busy(Unavailable):
+    """Somebody that Nova asks wants to be asked less often."""
+
+
 class InternalError(NovaError):
     """Something that should not have happened; the log has the details under the request id."""
 

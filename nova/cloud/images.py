@@ -1,5 +1,6 @@
 """Images: registering, listing and deregistering them."""
 
+import contextlib
 import logging
 import time
 from typing import Any
@@ -15,7 +16,9 @@ from nova.image.manager import MANIFEST_SUFFIX
 from nova.image.models import Image
 from nova.objectstore import objects
 from nova.objectstore.access import decision, values
+from nova.objectstore.driver import open_files
 from nova.objectstore.models import Bucket, Object
+from nova.objectstore.storage import read_small
 from nova.process import in_thread, wait
 from nova.rpc import Bus
 
@@ -57,7 +60,7 @@ class Images(Controller):
         architecture, devices = params.get("Architecture", ""), _virtual_devices(params)
         product_codes: tuple[str, ...] = ()
         if location.endswith(MANIFEST_SUFFIX):  # what the request says wins
-            manifest = await wait(in_thread(_read_manifest, source.path))
+            manifest = await wait(in_thread(_read_manifest, source))
             if kind == "machine":
                 kind = manifest.kind
             kernel, ramdisk = kernel or manifest.kernel_id, ramdisk or manifest.ramdisk_id
@@ -161,9 +164,9 @@ def _virtual_devices(params: dict[str, Any]) -> dict[str, str]:
             if mapping.get("VirtualName") and mapping.get("DeviceName")}
 
 
-def _read_manifest(path: str) -> bundle.Manifest:
-    with open(path, "rb") as file:
-        return bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
+def _read_manifest(source: Object) -> bundle.Manifest:
+    with contextlib.closing(open_files()) as files:
+        return bundle.read_manifest(read_small(files, source, bundle.MAX_MANIFEST))
 
 
 def _is_listed(image: Image, context: Context, params: dict[str, Any]) -> bool:

@@ -12,7 +12,8 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from M2Crypto import EVP, RSA
 
@@ -21,10 +22,18 @@ from nova.image import archive
 from nova.image.manifest import MAX_MANIFEST, Manifest, read_manifest
 from nova.image.pipeline import ahead
 
-__all__ = ["MAX_MANIFEST", "Manifest", "Opener", "read_manifest", "unbundle", "write"]
+__all__ = ["MAX_MANIFEST", "Manifest", "Opener", "PartFile", "read_manifest", "unbundle", "write"]
+
+
+class PartFile(Protocol):
+    """The bytes of a part."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+
 
 #: opens a part by its name, as a stream of its bytes
-Opener = Callable[[str], IO[bytes]]
+Opener = Callable[[str], AbstractContextManager[PartFile]]
 
 #: what is read, inflated and written at once; how many of those wait between two steps
 _READ, _INFLATE, _WAITING = 1 << 18, 1 << 18, 8

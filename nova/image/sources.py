@@ -6,8 +6,9 @@ is another function with a line in the table that the manager gets.
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from nova import exception
 from nova.crypto import Authority
@@ -22,10 +23,8 @@ MANIFEST_SUFFIX = ".manifest.xml"
 
 
 class StoredObject(Protocol):
-    """What the object store tells of an object: the path of its file, its size in bytes, its SHA-256, its owner."""
+    """What the object store tells of an object: its size in bytes, its SHA-256 if it knows that, its owner."""
 
-    @property
-    def path(self) -> str: ...
     @property
     def size(self) -> int: ...
     @property
@@ -42,6 +41,16 @@ Opener = Callable[[str, str], Awaitable[Any]]
 
 class ImageFiles(Protocol):
     """The part of the object store that keeps the files of images (nova.objectstore.images)."""
+
+    async def local(self, stored: Any, directory: str) -> str:
+        """The path of a file with the bytes of an object, if there is none of this machine one that is made in a
+        directory; raises NoSuchKey."""
+
+    async def read(self, stored: Any, limit: int) -> bytes:
+        """The bytes of an object, no more than `limit` of them; raises NoSuchKey."""
+
+    def open(self, stored: Any) -> AbstractContextManager[bundle.PartFile]:
+        """Open an object, which blocks, as reading does."""
 
     async def find(self, image_id: str) -> Any:
         """The object that is an image's file, or None."""
@@ -112,35 +121,35 @@ def kind_of(image: Image) -> str:
 async def from_object(job: Job) -> Candidate:
     """The object at the image's location."""
     bucket, _, key = job.image.location.partition("/")
-    return of(await job.open_object(bucket, key))
+    return await of(job, await job.open_object(bucket, key))
 
 
-def of(stored: StoredObject) -> Candidate:
+async def of(job: Job, stored: StoredObject) -> Candidate:
     """An object as a candidate."""
-    return Candidate(stored.path, stored, stored.sha256)
+    return Candidate(await job.files.local(stored, job.directory), stored, stored.sha256)
 
 
 async def from_bundle(job: Job) -> Candidate:
     """What is bundled under the manifest at the image's location."""
     bucket, _, key = job.image.location.partition("/")
     source = await job.open_object(bucket, key)
-    manifest = await wait(in_thread(_read_signed, source.path, job.authority, (job.image.user_id, source.user_id)))
+    document = await job.files.read(source, bundle.MAX_MANIFEST)
+    manifest = await wait(in_thread(_read_signed, document, job.authority, (job.image.user_id, source.user_id)))
     folder = key.rpartition("/")[0]
-    paths = {}
+    stored = {}
     for part in manifest.parts:
-        paths[part.name] = (await job.open_object(bucket, f"{folder}/{part.name}" if folder else part.name)).path
+        stored[part.name] = await job.open_object(bucket, f"{folder}/{part.name}" if folder else part.name)
 
-    def open_part(name: str) -> IO[bytes]:
-        return open(paths[name], "rb")
+    def open_part(name: str) -> AbstractContextManager[bundle.PartFile]:
+        return job.files.open(stored[name])
     target = os.path.join(job.directory, "unbundled")
     sha256, _ = await wait(in_thread(bundle.unbundle, manifest, open_part, job.authority.key_path, target))
     return Candidate(target, sha256=sha256)
 
 
-def _read_signed(path: str, authority: Authority, signers: Sequence[str]) -> bundle.Manifest:
-    """The manifest in a file, which one of these users must have signed: who registers it, or who has the bucket."""
-    with open(path, "rb") as file:
-        manifest = bundle.read_manifest(file.read(bundle.MAX_MANIFEST))
+def _read_signed(document: bytes, authority: Authority, signers: Sequence[str]) -> bundle.Manifest:
+    """A manifest, which one of these users must have signed: who registers it, or who has the bucket."""
+    manifest = bundle.read_manifest(document)
     check_signature(manifest, authority.certificates_of(*signers))
     return manifest
 
@@ -151,7 +160,7 @@ async def from_image(job: Job) -> Candidate:
     stored = await job.files.find(source)
     if stored is None:
         raise exception.InvalidAMIIDNotFound(f"The image {source} was deregistered before it was copied.")
-    return of(stored)
+    return await of(job, stored)
 
 
 SOURCES: Mapping[str, Source] = {"object": from_object, "bundle": from_bundle, "image": from_image}

@@ -6,6 +6,7 @@ import os
 from nova import events
 from nova.auth import quota
 from nova.cloud import verify as cloud_verify
+from nova.flags import FLAGS
 from nova.manage.command import FAILED, OK, Argument, Command, Refused, Row, Session
 from nova.manage.progress import Line, mib
 from nova.objectstore import reindex, verify
@@ -25,9 +26,9 @@ class Progress(Line):
 
 
 def _files() -> Storage:
-    """The files of this host; :raises Refused: there are none"""
+    """The files that the flags name; :raises Refused: there are none"""
     path = objects_path()
-    if not os.path.isdir(path):
+    if FLAGS.objectstore_driver == "local" and not os.path.isdir(path):
         raise Refused(f"there is no directory {path}; --objects_path says where the objects are")
     return open_files()
 

@@ -115,6 +115,18 @@ def named(value: str) -> str:
     return value.upper()
 
 
+def combined(algorithm: str, parts: Iterable[tuple[str, int]]) -> str:
+    """The CRC of bytes that follow one another.
+
+    :param parts: the CRC and the size in bytes of each piece
+    """
+    model, whole = _CRC_MODELS[algorithm], 0
+    for at, (value, size) in enumerate(parts):
+        digest = int.from_bytes(base64.b64decode(value), "big")
+        whole = int(model.combine(whole, digest, size)) if at else digest
+    return encode(whole.to_bytes(DIGEST_SIZES[algorithm], "big"))
+
+
 def composite(algorithm: str, part_digests: Iterable[str]) -> str:
     """The checksum of checksums of an object that was uploaded in parts."""
     digests = [base64.b64decode(d) for d in part_digests]

@@ -170,6 +170,16 @@ def describe(path: str, record: Record) -> None:
         os.fsync(directory)
 
 
+def is_later(record: Record, there: Record) -> bool:
+    """Whether a record is a later state than the one that is described, or is of a later life of its id."""
+    return _age(record) >= _age(there) and not same(there, record)
+
+
+def is_same_life(one: Record, other: Record) -> bool:
+    """Whether two records are not just two that have had an id one after the other."""
+    return _age(one)[0] == _age(other)[0]
+
+
 def _age(record: Record) -> tuple[float, int]:
     """What is higher for the later of two records that have had an id one after the other."""
     return (getattr(record, "created", 0.0), record.version)
@@ -196,7 +206,7 @@ class Register:
         with locked(self.path) as directory:
             with contextlib.suppress(Unreadable):
                 there = self.get(record.id)
-                if there is not None and (_age(there) > _age(record) or same(there, record)):
+                if there is not None and not is_later(record, there):
                     return
             write_aside(directory, name, encode(record))
             os.fsync(directory)
@@ -219,7 +229,7 @@ class Register:
         with locked(self.path) as directory:
             with contextlib.suppress(Unreadable):
                 there = self.get(record.id)
-                if there is None or _age(there)[0] != _age(record)[0]:
+                if there is None or not is_same_life(there, record):
                     return
             os.unlink(self._file(record.id))
             os.fsync(directory)

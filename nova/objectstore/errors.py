@@ -25,7 +25,7 @@ __all__ = [
     "MalformedXML", "MaxPostPreDataLengthExceeded", "MetadataTooLarge", "MethodNotAllowed", "MissingContentLength",
     "MissingRequestBody", "MissingSecurityHeader", "NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NoSuchVersion",
     "NotImplementedYet", "NotModified", "NothingSet", "PreconditionFailed", "RequestTimeTooSkewed", "S3Error",
-    "ServiceUnavailable", "UnresolvableGrantByEmailAddress", "VersionIsMarker", "XAmzContentSHA256Mismatch",
+    "ServiceUnavailable", "SlowDown", "UnresolvableGrantByEmailAddress", "VersionIsMarker", "XAmzContentSHA256Mismatch",
     "translate",
 ]
 
@@ -271,6 +271,11 @@ class ServiceUnavailable(S3Error):
     message = "Service is unable to handle request."
 
 
+class SlowDown(S3Error):
+    code, status = "SlowDown", 503
+    message = "Please reduce your request rate."
+
+
 class UnresolvableGrantByEmailAddress(S3Error):
     code = "UnresolvableGrantByEmailAddress"
     message = "The e-mail address you provided does not match any account on record."
@@ -285,6 +290,9 @@ def translate(error: Exception) -> S3Error:
     """What the client is told of an error; what it is not told is logged."""
     if isinstance(error, S3Error | exception.SignatureDoesNotMatch):
         return error  # type: ignore[return-value]
+    if isinstance(error, exception.Busy):
+        log.warning("busy: %s", error)
+        return SlowDown()
     if isinstance(error, exception.Unavailable):
         log.warning("unavailable: %r", error)
         return ServiceUnavailable()

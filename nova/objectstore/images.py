@@ -6,10 +6,12 @@ the image available.  Its description holds the image's record, so that images c
 rebuilt from the disk.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tornado.iostream
@@ -22,7 +24,7 @@ from nova.image.models import Image, ImageName
 from nova.objectstore import conditions, errors, objects
 from nova.objectstore.models import Bucket, Object, object_id
 from nova.objectstore.serving import FileBody, StoredFile, body_of, hand_over
-from nova.objectstore.storage import Storage, discard
+from nova.objectstore.storage import Reader, Storage, discard, read_small
 from nova.objectstore.versions import Change
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,27 @@ class ImageFiles:
 
     def __init__(self, store: Store, files: Storage):
         self._store, self.files = store, files
+
+    async def local(self, stored: Object, directory: str) -> str:
+        """The path of a file with the bytes of an object; if there is none, one is made in a directory.
+
+        :raises exception.NoSuchKey: it is gone
+        """
+        try:
+            return await process.wait(self.files.pool.run(self.files.local, stored, directory))
+        except FileNotFoundError:
+            raise errors.NoSuchKey() from None
+
+    async def read(self, stored: Object, limit: int) -> bytes:
+        """The bytes of an object, no more than `limit` of them; :raises exception.NoSuchKey: it is gone"""
+        try:
+            return await process.wait(self.files.pool.run(read_small, self.files, stored, limit))
+        except FileNotFoundError:
+            raise errors.NoSuchKey() from None
+
+    def open(self, stored: Object) -> AbstractContextManager[Reader]:
+        """Open an object, which blocks, as reading does; :raises FileNotFoundError: it is gone"""
+        return contextlib.closing(self.files.open(stored))
 
     async def find(self, image_id: str) -> Object | None:
         """The object that is an image's file."""

@@ -17,7 +17,7 @@ from nova.auth import quota
 from nova.datastore import Store, Transaction, key_of, read
 from nova.objectstore import checksums, errors, objects
 from nova.objectstore.models import Bucket, Object, Part, Upload, object_id, part_id, upload_member
-from nova.objectstore.storage import Storage, Undo, discard
+from nova.objectstore.storage import Storage, Undo, Writer, discard
 
 log = logging.getLogger(__name__)
 
@@ -193,45 +193,70 @@ async def complete(store: Store, files: Storage, bucket: Bucket, upload: Upload,
     return new
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """What is known of the bytes of an object: hex digests, '' where nobody has read them, and checksums."""
+
+    md5: str
+    sha256: str
+    checksums: dict[str, str]
+
+
 def _assemble(files: Storage, bucket: Bucket, upload: Upload, chosen: list[Part], given: dict[str, str]) -> Object:
-    """Write the object's file; runs in a thread."""
+    """Make the object's file; runs in a thread."""
     id = object_id(upload.bucket, upload.key)
-    algorithm = upload.checksum_algorithm
-    whole = upload.checksum_type == checksums.FULL_OBJECT
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    hashers: list[checksums.Hasher] = [md5, sha256]
-    crc = checksums.hasher(algorithm) if algorithm and whole else None
-    if crc:
-        hashers.append(crc)
     size = sum(part.size for part in chosen)
     with files.new(f"o-{id}", size) as writer:
-        for part in chosen:
-            of_part = hashlib.md5(usedforsecurity=False)
-            for block in files.read(part.file):
-                for hasher in (of_part, *hashers):
-                    hasher.update(block)
-                writer.write(block)
-            if of_part.hexdigest() != part.md5:
-                log.error("the part %s is damaged: its file %s is not what was put", part.id, part.file)
-                raise errors.InvalidPart()
-        sums = {}
-        if crc:
-            sums[algorithm] = checksums.encode(crc.digest())
-        elif algorithm and all(algorithm in part.checksums for part in chosen):
-            sums[algorithm] = checksums.composite(algorithm, (part.checksums[algorithm] for part in chosen))
+        whole = _joined(upload, chosen) if writer.append(chosen) else _concatenate(files, writer, upload, chosen)
         for name, value in given.items():
-            if name in sums and sums[name].partition("-")[0] != value.partition("-")[0]:
+            if name in whole.checksums and whole.checksums[name].partition("-")[0] != value.partition("-")[0]:
                 raise errors.BadDigest(name=name)
         etag = hashlib.md5(b"".join(bytes.fromhex(part.md5) for part in chosen), usedforsecurity=False).hexdigest()
         new = objects.planned(bucket, Object(
             id, bucket=upload.bucket, key=upload.key, project_id=upload.project_id, user_id=upload.user_id,
-            file=writer.name, size=size, md5=md5.hexdigest(), sha256=sha256.hexdigest(), etag=f"{etag}-{len(chosen)}",
+            file=writer.name, size=size, md5=whole.md5, sha256=whole.sha256, etag=f"{etag}-{len(chosen)}",
             modified=time.time(), headers=upload.headers, metadata=upload.metadata,
-            storage_class=upload.storage_class, checksums=sums, part_sizes=[part.size for part in chosen],
-            part_checksums=_part_checksums(algorithm, chosen), tags=upload.tags, acl=upload.acl,
+            storage_class=upload.storage_class, checksums=whole.checksums, part_sizes=[part.size for part in chosen],
+            part_checksums=_part_checksums(upload.checksum_algorithm, chosen), tags=upload.tags, acl=upload.acl,
             checksum_type=upload.checksum_type or checksums.FULL_OBJECT, upload_id=upload.id))
         writer.publish(new)
     return new
+
+
+def _joined(upload: Upload, chosen: list[Part]) -> _Whole:
+    """What follows from what is known of the parts."""
+    algorithm = upload.checksum_algorithm
+    if upload.checksum_type != checksums.FULL_OBJECT or not _part_checksums(algorithm, chosen):
+        return _Whole("", "", _composite(algorithm, chosen))
+    combined = checksums.combined(algorithm, ((part.checksums[algorithm], part.size) for part in chosen))
+    return _Whole("", "", {algorithm: combined})
+
+
+def _concatenate(files: Storage, writer: Writer, upload: Upload, chosen: list[Part]) -> _Whole:
+    """Write the parts' bytes one after the other; :raises InvalidPart: one is damaged"""
+    algorithm = upload.checksum_algorithm
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    hashers: list[checksums.Hasher] = [md5, sha256]
+    crc = checksums.hasher(algorithm) if algorithm and upload.checksum_type == checksums.FULL_OBJECT else None
+    if crc:
+        hashers.append(crc)
+    for part in chosen:
+        of_part = hashlib.md5(usedforsecurity=False)
+        for block in files.read(part.file):
+            for hasher in (of_part, *hashers):
+                hasher.update(block)
+            writer.write(block)
+        if of_part.hexdigest() != part.md5:
+            log.error("the part %s is damaged: its file %s is not what was put", part.id, part.file)
+            raise errors.InvalidPart()
+    sums = {algorithm: checksums.encode(crc.digest())} if crc else _composite(algorithm, chosen)
+    return _Whole(md5.hexdigest(), sha256.hexdigest(), sums)
+
+
+def _composite(algorithm: str, chosen: list[Part]) -> dict[str, str]:
+    """The checksum of the parts' checksums, if all have one."""
+    sums = _part_checksums(algorithm, chosen)
+    return {algorithm: checksums.composite(algorithm, sums)} if sums else {}
 
 
 def _part_checksums(algorithm: str, chosen: list[Part]) -> list[str]:

@@ -2,8 +2,8 @@
 
 A file is written once, whole or not at all, and never changed.  It has its name only when all of it and its
 description (nova.objectstore.description) will survive a crash; only then is it named in a record.  A crash in between
-leaves a file that no record names; the sweep removes those.  nova.objectstore.files keeps them in a directory; nothing
-else in the object store knows what keeps them (nova.objectstore.driver does).
+leaves a file that no record names; the sweep removes those.  nova.objectstore.files keeps them in a directory,
+nova.objectstore.s3files in a bucket of another S3; nothing else in the object store knows which of them it has.
 
 Everything here blocks, and callers use :attr:`Storage.pool`, but for what is a coroutine.  Beside the errors that each
 call names, any may raise :class:`OSError` (ENOSPC or EDQUOT: there is no room) and
@@ -17,7 +17,7 @@ import math
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -54,12 +54,11 @@ class Writer(ABC):
     def write(self, data: bytes, /) -> None:
         """Append."""
 
-    def append(self, part: Part) -> bool:
-        """Append the file of a part without its bytes passing through here, if that is possible here.
+    def append(self, parts: Sequence[Part]) -> bool:
+        """Append the files of parts without their bytes passing through here, and nothing else; whether that could be.
 
-        What was not published of it may be lost; nothing was written by :meth:`write` before.
-
-        :raises FileNotFoundError: the file is gone
+        :param parts: none but the last has less than 5 MiB
+        :raises FileNotFoundError: one of the files is gone
         """
         return False
 
@@ -264,6 +263,14 @@ class Storage(ABC):
     def close(self) -> None:
         """Let the threads end."""
         self.pool.close()
+
+
+def read_small(files: Storage, found: Object, limit: int) -> bytes:
+    """The bytes of an object, no more than `limit` of them; blocks.
+
+    :raises FileNotFoundError: the file is gone
+    """
+    return b"".join(files.read(found.file, 0, min(found.size, limit)))
 
 
 def owner_of(file: str) -> tuple[str, str]:

@@ -66,7 +66,7 @@ async def refuse_stranger(store: Store, files: Storage) -> None:
 
     :raises StrangeDirectory:
     """
-    with contextlib.suppress(exception.DatastoreUnavailable):  # then nobody is served; the sweep will tell
+    with contextlib.suppress(exception.Unavailable):  # then nobody is served; the sweep will tell
         for _ in range(_TURNS):
             if await is_known(store, files) or await process.wait(files.pool.run(files.id)):
                 return

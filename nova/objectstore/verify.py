@@ -146,13 +146,18 @@ async def _describe(files: Storage, now: Object | Part, report: Report) -> None:
 
 
 def check(files: Storage, record: Object | Part) -> str:
-    """What is wrong with the file of a record; empty: nothing.  Runs in a thread."""
+    """What is wrong with the file of a record; empty: nothing.  Runs in a thread.
+
+    :raises exception.Unavailable: nothing can be said of it
+    """
     md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+    parts = _PartsHasher(record.part_sizes if isinstance(record, Object) and not record.md5 else [])
     try:
         for block in files.reread(record.file):
             size += len(block)
             md5.update(block)
             sha256.update(block)
+            parts.update(block)
     except FileNotFoundError:
         return "the file is missing"
     except OSError as error:
@@ -161,8 +166,43 @@ def check(files: Storage, record: Object | Part) -> str:
         return ""
     if size != record.size:
         return f"the file has {size} bytes, not {record.size}"
-    if isinstance(record, Object) and sha256.hexdigest() != record.sha256:
+    if isinstance(record, Object) and record.sha256 and sha256.hexdigest() != record.sha256:
         return f"its SHA-256 is {sha256.hexdigest()}, not {record.sha256}"
-    if record.md5 and md5.hexdigest() != record.md5:  # the cloud's own objects have none
+    if record.md5 and md5.hexdigest() != record.md5:
         return f"its MD5 is {md5.hexdigest()}, not {record.md5}"
+    if isinstance(record, Object) and not record.md5 and record.part_sizes and parts.etag() != record.etag:
+        return f"its ETag is {parts.etag()}, not {record.etag}"
     return ""
+
+
+class _PartsHasher:
+    """Computes the ETag of an object that was uploaded in parts.
+
+    :param sizes: of the parts, in bytes
+    """
+
+    def __init__(self, sizes: list[int]):
+        self._sizes = iter(sizes)
+        self._digests: list[bytes] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        while (size := next(self._sizes, None)) == 0:
+            self._digests.append(self._md5.digest())
+        self._left = size or 0
+
+    def update(self, data: bytes) -> None:
+        """Take the next bytes; what follows the last part does not count."""
+        view = memoryview(data)
+        while self._left and view:
+            self._md5.update(view[:self._left])
+            taken = min(self._left, len(view))
+            view, self._left = view[taken:], self._left - taken
+            if not self._left:
+                self._digests.append(self._md5.digest())
+                self._begin()
+
+    def etag(self) -> str:
+        """As S3 has it, without quotes."""
+        return f"{hashlib.md5(b''.join(self._digests), usedforsecurity=False).hexdigest()}-{len(self._digests)}"

@@ -64,7 +64,7 @@ keyring = {directory}/osd/keyring
 osd objectstore = memstore
 memstore device bytes = 2147483648
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port}{tls}
+rgw frontends = beast endpoint=127.0.0.1:{port} ssl_endpoint=127.0.0.1:{secure} ssl_certificate={directory}/tls.pem
 rgw run sync thread = false
 rgw enable usage log = false
 rgw thread pool size = 64
@@ -73,23 +73,17 @@ keyring = {directory}/rgw/keyring
 
 
 class Ceph:
-    """The cluster, and its S3 at `url` with the keys ACCESS and SECRET.
+    """The cluster, and its S3 at `url`, and at `secure_url` with `certificate`; its keys are ACCESS and SECRET."""
 
-    :param certificate: a PEM file with certificate and key, for https
-    """
-
-    def __init__(self, certificate: str = ""):
+    def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="nc-", dir="/tmp"))  # short: there are sockets in it
-        self.port = free_port()
-        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
+        port, secure = free_port(), free_port()
+        self.url, self.secure_url = f"http://127.0.0.1:{port}", f"https://127.0.0.1:{secure}"
+        self.certificate = self.directory / "tls.pem"
         for name in ("mon", "osd", "run", "log", "rgw", "crash"):
             (self.directory / name).mkdir()
-        tls = f" ssl_endpoint=127.0.0.1:{self.port} ssl_certificate={certificate}"
-        text = _CONFIGURATION.format(fsid=uuid.uuid4(), mon1=free_port(), mon2=free_port(), directory=self.directory,
-                                     port=self.port, tls="")
-        if certificate:
-            text = text.replace(f" endpoint=127.0.0.1:{self.port}", tls)
-        (self.directory / "ceph.conf").write_text(text)
+        (self.directory / "ceph.conf").write_text(_CONFIGURATION.format(
+            fsid=uuid.uuid4(), mon1=free_port(), mon2=free_port(), directory=self.directory, port=port, secure=secure))
         self._environment = {**os.environ, "CEPH_CONF": str(self.directory / "ceph.conf")}
 
     def run(self, *argv: str, input: str = "") -> str:
@@ -119,6 +113,11 @@ class Ceph:
         wait_until(lambda: json.loads(self.run("ceph", "osd", "stat", "--format", "json"))["num_up_osds"], _PATIENCE)
         self.run("ceph", "auth", "get-or-create", "client.rgw", "mon", "allow rw", "osd", "allow rwx", "-o",
                  f"{here}/rgw/keyring")
+        self.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days",
+                 "2", "-subj", "/CN=radosgw", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{here}/key.pem",
+                 "-out", f"{here}/cert.pem")
+        self.certificate.write_text((self.directory / "cert.pem").read_text()
+                                    + (self.directory / "key.pem").read_text())
         self.start_gateway()
         self.run("radosgw-admin", "user", "create", "--uid=nova", "--display-name=nova", f"--access-key={ACCESS}",
                  f"--secret-key={SECRET}")
@@ -133,9 +132,8 @@ class Ceph:
         wait_until(self._answers, _PATIENCE, "radosgw answers")
 
     def _answers(self) -> bool:
-        import ssl
         try:
-            urllib.request.urlopen(self.url, timeout=5, context=ssl._create_unverified_context()).close()
+            urllib.request.urlopen(self.url, timeout=5).close()
         except urllib.error.HTTPError:
             return True
         except OSError:
@@ -181,9 +179,9 @@ def _runs(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running(certificate: str = "") -> Iterator[Ceph]:
+def running() -> Iterator[Ceph]:
     """A cluster while the block runs."""
-    cluster = Ceph(certificate)
+    cluster = Ceph()
     try:
         cluster.start()
         yield cluster

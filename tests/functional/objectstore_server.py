@@ -6,8 +6,7 @@ from nova import datastore, flags, service
 from nova.auth.manager import AuthManager
 from nova.flags import FLAGS
 from nova.objectstore import images
-from nova.objectstore.files import Files
-from nova.objectstore.models import objects_path
+from nova.objectstore.driver import open_files
 from nova.objectstore.service import ObjectStoreService
 
 
@@ -15,7 +14,7 @@ def main() -> int:
     flags.parse(sys.argv)
     service.set_up_logging()
     store = datastore.open_store(FLAGS.redis_url)
-    handlers = images.handlers(images.ImageFiles(store, Files(objects_path())), store)
+    handlers = images.handlers(images.ImageFiles(store, open_files()), store)
     server = ObjectStoreService(store, AuthManager(store), extra_handlers=handlers)
 
     async def ready() -> None:

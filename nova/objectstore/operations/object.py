@@ -1,6 +1,7 @@
 """Operations on objects: putting, getting, copying and removing them."""
 
 import time
+from dataclasses import replace
 
 from nova import process
 from nova.flags import FLAGS, DEFINE_integer
@@ -108,10 +109,13 @@ class CopyObject(Operation):
 
     async def _checksums(self, source: Object) -> dict[str, str]:
         """The checksum of the copy, which is of the whole object: what the source has of the algorithm asked for, or
-        computed from the bytes; without one asked for, of the source's.
+        computed from the bytes; without one asked for, of the source's.  A source that is known by its parts keeps what
+        it has, unless one is asked for.
 
         :raises FileNotFoundError: the file is gone
         """
+        if _is_known_by_parts(source) and not self.algorithm:
+            return source.checksums
         known = source.checksums if source.checksum_type == checksums.FULL_OBJECT else {}
         wanted = self.algorithm or next(iter(source.checksums), "")
         if wanted in known or not wanted:
@@ -139,15 +143,26 @@ class CopyObject(Operation):
 
     def _copy_of(self, source: Object, sums: dict[str, str]) -> Object:
         id = object_id(self.bucket.id, self.target.key)
-        replace = self.directive == "REPLACE"
-        return objects.planned(self.bucket, Object(
+        anew = self.directive == "REPLACE"
+        new = objects.planned(self.bucket, Object(
             id, bucket=self.bucket.id, key=self.target.key, project_id=self.bucket.project_id,
             user_id=self.bucket.user_id, file=self.call.files.name(f"o-{id}"), size=source.size, md5=source.md5,
             sha256=source.sha256, etag=source.md5, modified=time.time(),
-            headers=object_headers.content(self.headers) if replace else source.headers,
-            metadata=object_headers.metadata(self.headers) if replace else source.metadata,
+            headers=object_headers.content(self.headers) if anew else source.headers,
+            metadata=object_headers.metadata(self.headers) if anew else source.metadata,
             storage_class=object_headers.storage_class(self.headers),
             checksums=sums, tags=self.tags if self.tagging == "REPLACE" else source.tags, acl=self.acl))
+        if not _is_known_by_parts(source):
+            return new
+        new = replace(new, etag=source.etag, part_sizes=source.part_sizes)
+        if sums != source.checksums:
+            return new
+        return replace(new, part_checksums=source.part_checksums, checksum_type=source.checksum_type)
+
+
+def _is_known_by_parts(source: Object) -> bool:
+    """Whether nobody has read the bytes of an object as a whole: what keeps them has put its parts together."""
+    return not source.md5
 
 
 async def open_source(operation: Operation, bucket: str, key: str,
