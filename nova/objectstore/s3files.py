@@ -37,8 +37,9 @@ failpoint.declare("s3files.uploaded", "all parts of a large file are at the back
 failpoint.declare("s3files.described", "the description of a file is at the backend, the file is not")
 
 _BLOCK = 1 << 20
-#: bytes of a part of a large file: the least that S3 takes; each upload has as much in memory
-PART = 5 << 20
+#: bytes of a part of a large file: the least that S3 takes, each upload has one or two of them in memory; and how many
+#: parts a file may have
+PART, _MOST = 5 << 20, 10000
 #: bytes of the largest object that CopyObject copies, and of the parts that a larger one is copied in
 _LARGEST_COPY, _COPY_PART = 5 << 30, 1 << 30
 #: characters of metadata that all S3s have room for, beside the key
@@ -63,10 +64,14 @@ def _unpacked(text: str) -> Record:
 
 
 class Writer(storage.Writer):
-    """A file that is being written."""
+    """A file that is being written.
 
-    def __init__(self, backend: Backend, name: str):
+    :param size: how many bytes it will have, as far as that is known: the parts of a very large one are larger
+    """
+
+    def __init__(self, backend: Backend, name: str, size: int = 0):
         self._backend, self.name = backend, name
+        self._part = max(PART, -(-size // _MOST))
         self._waiting = bytearray()
         self._upload = ""
         self._etags: list[str] = []
@@ -75,9 +80,9 @@ class Writer(storage.Writer):
     def write(self, data: bytes, /) -> None:
         self._waiting += data
         self._size += len(data)
-        while len(self._waiting) >= PART:
-            part = bytes(memoryview(self._waiting)[:PART])
-            del self._waiting[:PART]
+        while len(self._waiting) >= self._part:
+            part = bytes(memoryview(self._waiting)[:self._part])
+            del self._waiting[:self._part]
             self._send(part)
 
     def _send(self, data: bytes | bytearray) -> None:
@@ -199,7 +204,7 @@ class S3Files(storage.Storage):
     # -- what is new --
 
     def new(self, owner: str, size: int = 0) -> Writer:
-        return Writer(self.backend, self.name(owner))
+        return Writer(self.backend, self.name(owner), size)
 
     def put(self, record: Object | Part, data: bytes) -> None:
         with Writer(self.backend, record.file) as writer:
@@ -207,7 +212,7 @@ class S3Files(storage.Storage):
             writer.publish(record)
 
     def take(self, path: str, record: Object) -> None:
-        with open(path, "rb") as file, Writer(self.backend, record.file) as writer:
+        with open(path, "rb") as file, Writer(self.backend, record.file, record.size) as writer:
             while block := file.read(_BLOCK):
                 writer.write(block)
             writer.publish(record)

@@ -341,6 +341,15 @@ def test_a_full_cluster_is_told_as_full(server: S3Server, s3: Any, bucket: str) 
     in_files(server, everything_swept)
 
 
+def test_an_empty_bucket_is_not_taken_for_the_one_with_the_objects(server: S3Server, cluster: Ceph,
+                                                                    tmp_path: Path) -> None:
+    cluster.client().create_bucket(Bucket="empty")
+    with pytest.raises(AssertionError, match="has no file 'id'"):
+        start(server.redis.url, tmp_path, *flags(cluster, "empty"),  # type: ignore[attr-defined]
+              f"--ca_path={server.objects.parent}/ca")
+    assert keys(cluster, "empty") == []
+
+
 # -- without the cluster ----------------------------------------------------------------------------------------------
 
 @pytest.fixture(name="frail", scope="module")
