@@ -8,6 +8,7 @@ and the sizes.  It all runs as one pipeline over the data: nothing but the image
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import zlib
@@ -158,13 +159,13 @@ def _checked(manifest: Manifest, open_part: Opener) -> Iterator[bytes]:
     for part in manifest.parts:
         digest, held = hashlib.sha1(usedforsecurity=False), []
         with open_part(part.name) as file:
-            again = file.seekable()
+            again = file if isinstance(file, io.IOBase) and file.seekable() else None
             while data := file.read(_READ):
                 digest.update(data)
                 left -= len(data)
                 if left < 0:
                     raise exception.InvalidManifest(reason=_WRONG_BUNDLED_SIZE)
-                if again:
+                if again is not None:
                     continue
                 held.append(data)
                 if len(held) * _READ > _HELD:
@@ -172,8 +173,8 @@ def _checked(manifest: Manifest, open_part: Opener) -> Iterator[bytes]:
                     held.clear()
             if digest.hexdigest() != part.sha1:
                 raise exception.InvalidManifest(reason=f"the digest of part {part.name} is wrong")
-            if again:
-                file.seek(0)
+            if again is not None:
+                again.seek(0)
                 while data := file.read(_READ):
                     yield data
             yield from held

@@ -73,7 +73,7 @@ class CapturedDisks(Service):
             raise sources.NeverCame("The host of the instance has not sent its disk.")
         if found is None:
             raise sources.NotYet()
-        return sources.of(found)
+        return await sources.of(job, found)
 
     async def put(self, image_id: str, writer: Writer, size: int, sha256: str) -> None:
         """Keep a file that was written.
