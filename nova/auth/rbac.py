@@ -289,7 +289,8 @@ belongs to another user of the project answers ``UnauthorizedOperation`` or, in 
 
 An action that is not in these tables cannot be called.  Objects belong to whom their bucket belongs; bucket policies
 and access control lists let others in, and policies may refuse what the table allows (:doc:`objectstore-access`).
-Public images, kernels and ramdisks are seen and used by everybody.
+Public images, kernels and ramdisks are seen and used by everybody, other images by the projects that have a launch
+permission (:doc:`images`).
 """
 _LOCAL = (SYSADMIN, NETADMIN, PROJECTMANAGER)
 
