@@ -1,4 +1,4 @@
-"""Who changed what: the audit stream of identity, roles and limits.
+"""Who changed what: the audit stream of identity, roles, limits, images and tags.
 
 Each entry of the stream ``nova:events`` says who did what, when, from where and in which request, and the details of
 it.  The stream keeps about the last --events_kept entries.  Secrets do not belong into it: a detail whose name says

@@ -18,7 +18,7 @@ from nova.auth import credentials, quota
 from nova.auth.lockout import Lockout
 from nova.auth.manager import AuthManager
 from nova.auth.models import Project, User
-from nova.cloud import locks, scrub
+from nova.cloud import image_access, locks, scrub
 from nova.cloud.public_keys import PublicKeys
 from nova.context import Context
 from nova.crypto import Authority
@@ -249,6 +249,7 @@ class Accounts:
         await self.auth.delete_project(name)
         await self._revoke(self.authority.revoke_project, name)
         await self._forget_limits(quota.account("project", name))
+        await image_access.withdraw(self.store, name)
         await events.record(self.store, context, "project.delete", target=name)
 
     @_client_errors

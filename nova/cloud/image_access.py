@@ -6,6 +6,7 @@ all images.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterable
 
@@ -80,6 +81,14 @@ def may_see(context: Context, image: Image) -> bool:
     """Whether the caller sees an image in lists."""
     return (_is_shared_with(image, context)
             or rbac.allows(context, "DescribeImages", image.user_id, image.project_id))
+
+
+async def withdraw(store: Store, project: str) -> None:
+    """Take all launch permissions from a project that is gone: another may get its name."""
+    for id in await store.ids(Image, launch_permissions=project):
+        with contextlib.suppress(exception.NotFound):  # deregistered just now
+            await store.modify(Image, id, lambda image: {
+                "launch_permissions": [other for other in image.launch_permissions if other != project]})
 
 
 def check_ids(ids: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from nova import exception
 from nova.auth import rbac
 from nova.auth.models import KeyPair
 from nova.cloud import verify
+from nova.cloud.accounts import Accounts
 from nova.compute.models import Capture, Instance
 from nova.context import Context
 from nova.datastore import Store
@@ -353,6 +354,16 @@ async def test_permissions_that_are_given_at_the_same_time_are_all_there(cloud: 
         await cloud.auth.create_project(project, "ann")
     await asyncio.gather(*(share(cloud, image, project) for project in projects))
     assert [p["UserId"] for p in await permissions(cloud, image)] == projects
+
+
+async def test_a_project_that_is_deleted_leaves_no_permission_to_who_gets_its_name(cloud: Cloud) -> None:
+    image = await cloud.register()
+    await share(cloud, image, "other", "third")
+    cloud.authority.ensure()
+    await Accounts(cloud.store, cloud.bus, cloud.auth, cloud.authority).delete_project(None, "other")
+    assert await permissions(cloud, image) == [{"UserId": "third"}]
+    await cloud.auth.create_project("other", "ann")
+    assert await cloud.describe_images(user("other")) == []
 
 
 async def test_an_image_is_shared_with_a_limited_number(cloud: Cloud) -> None:
