@@ -6,6 +6,7 @@ A command or action that is new has to be put into one of the tables here: it ch
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from nova.auth import rbac
 from nova.flags import FLAGS
 from nova.manage import cli
+from tests import images
 from tests.conftest import wait_until
 from tests.functional.cloud import cloud, outcome, states
 from tests.functional.test_admin_api import Api
@@ -45,10 +47,14 @@ COMMANDS: list[tuple[str, str, str, str]] = [
     ("host enable", "{host}", "host.enable", "{host}"),
     ("cloud verify", "--repair", "cloud.repair", ""),
     ("objectstore reindex", "--yes", "objectstore.reindex", ""),
+    ("image prefetch", "{image} --all", "image.prefetch", "{image}"),
+    ("image delete", "--yes {image}", "image.deregister", "{image}"),
 ]
+#: what makes use of actions of EC2, which leave events as well
+ACTING_COMMANDS = {"image import"}
 READING_COMMANDS = {"user list", "user exports", "project list", "role has", "role list", "host list", "host describe",
-                    "service list", "network list", "image list", "instance list", "flags", "completion",
-                    "objectstore verify"}
+                    "service list", "network list", "image list", "image show", "image export", "image build-starter",
+                    "image build-debian", "instance list", "flags", "completion", "objectstore verify"}
 READING = ("Describe", "Get", "List")
 
 
@@ -102,12 +108,12 @@ def test_the_first_start_is_in_the_stream(api: Api) -> None:
 def test_every_command_is_here() -> None:
     changing = {command for command, *_ in COMMANDS}
     assert not changing & READING_COMMANDS
-    assert changing | READING_COMMANDS == {command.words for command in cli.COMMANDS}
+    assert changing | ACTING_COMMANDS | READING_COMMANDS == {command.words for command in cli.COMMANDS}
 
 
 def test_every_command_that_changes_something_leaves_an_event(api: Api, instance: str) -> None:
     manage, stream = Manage(api.cloud), Stream(api)
-    values = {"instance": instance, "host": FLAGS.host}
+    values = {"instance": instance, "host": FLAGS.host, "image": str(api.cloud.machine_image)}
     for command, arguments, what, about in COMMANDS:
         if command == "project scrub":
             [ann] = [user for user in manage.json("user", "list") if user["user"] == "w-ann"]
@@ -125,6 +131,14 @@ def test_every_command_that_changes_something_leaves_an_event(api: Api, instance
         manage.run(*words.split(), *{"user exports": ["w-ann"], "role has": ["w-ann", "itsec"],
                                      "host describe": [FLAGS.host], "completion": ["bash"]}.get(words, []))
     assert stream.new() == []
+
+
+def test_an_import_leaves_the_events_of_its_actions_and_its_own(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(images.machine())
+    stream = Stream(api)
+    [made] = Manage(api.cloud).json("image", "import", str(tmp_path / "disk"), "--project", "admin")
+    found = [(event["what"], event["details"]["target"]) for event in stream.new()]
+    assert found == [("image.register", made["image"]), ("image.import", made["image"])]
 
 
 def test_every_action_that_changes_something_leaves_an_event(api: Api, instance: str) -> None:
