@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""S3 requests to Nova, alone and behind nginx, and to a peer, in one run: rates, speeds and the ratios.
+"""S3 requests to Nova, alone and behind nginx, and to its peers, in one run: rates, speeds, memory, and the ratios.
 
-    .venv/bin/python benchmarks/s3.py [--seconds 5] [--clients 16] [--small 4096] [--large 1073741824]
-                                      [--keys 100000] [--rounds 3] [--only nova,nginx,...] [--json]
+    .venv/bin/python benchmarks/s3.py [--rows small,large,list] [--only nova,nginx,ministack,moto] [--seconds 5]
+                                      [--clients 16] [--small 4096] [--large 1073741824] [--keys 100000] [--rounds 3]
+                                      [--workers 0] [--json]
 
 Nova verifies every signature and has every PUT on the disk before it answers, its redis-server syncs every write;
-ministack keeps everything in memory.  Large GETs are compared with nginx giving out the same file, large PUTs
-with `cat > file; sync; md5sum`.  Each figure is the median of the rounds, in which the servers take turns.  ministack
-is installed from PyPI into `.cache`; nginx is Debian's.
+ministack and moto keep everything in memory and verify nothing.  Large GETs are compared with nginx giving out the same
+file, large PUTs with `cat > file; sync; md5sum`.  Each figure is the median of the rounds, in which the servers take
+turns; memory is the most there was in the whole run, looked at twice a second.
+
+ministack and moto are installed from PyPI into `.cache`, each into an environment of its own.  moto's server closes
+each connection after one request, so that its clients have to connect anew for each; all others keep them.  nginx is
+Debian's.
 """
 
 import argparse
@@ -24,13 +29,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,23 +49,64 @@ from nova.objectstore.models import Bucket, Object, object_id  # noqa: E402
 from tests.functional.nginx_server import Nginx  # noqa: E402
 
 ACCESS, SECRET = "benchmark:benchmark", "benchmark-secret"
-SERVERS = ("nova", "nginx", "ministack")
-KEYS = 500
+SERVERS = ("nova", "nginx", "ministack", "moto")
+ROWS = ("small", "large", "list")
+#: in the bucket of small objects
+KEYS = 1000
+
+
+class Memory(threading.Thread):
+    """Looks at the memory of processes and their children, and remembers the most, in MiB.
+
+    `resident` is that of the largest process; `proportional` is that of all, what they share counted once.
+    """
+
+    def __init__(self, pids: dict[str, int]):
+        super().__init__(daemon=True)
+        self._pids, self._end = pids, threading.Event()
+        self.resident: dict[str, float] = {}
+        self.proportional: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Look, until :meth:`stop`."""
+        while not self._end.wait(0.5):
+            for name, pid in self._pids.items():
+                with suppress(OSError):  # one ends meanwhile
+                    self._look(name, family(pid))
+
+    def _look(self, name: str, pids: list[int]) -> None:
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+        resident, proportional = ([int(re.findall(rf"{kind}:\s+(\d+)", text)[0]) / 1024 for text in texts]
+                                  for kind in ("Rss", "Pss"))
+        self.resident[name] = max(self.resident.get(name, 0.0), *resident)
+        self.proportional[name] = max(self.proportional.get(name, 0.0), sum(proportional))
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._end.set()
+        self.join()
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 @dataclass
 class Server:
-    """A server: its port and the process whose memory counts."""
+    """A server: its port, and its process or the one whose children serve."""
 
     name: str
     port: int
     pid: int
-    figures: dict[str, list[float]] = field(default_factory=dict)
 
-    def resident(self) -> float:
-        """The most memory that it has had, in MiB."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024
+    def cpu(self) -> float:
+        """Seconds of CPU time that it has used."""
+        ticks = 0
+        for pid in family(self.pid):
+            words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(words[11]) + int(words[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def request(self, method: str, path: str, body: bytes = b"", query: str = "", length: int | None = None,
                 sha256: str = "") -> bytes:
@@ -154,8 +201,8 @@ async def _populate(url: str, directory: Path, keys: int) -> None:
 
 
 @contextmanager
-def nova(directory: Path, keys: int) -> Iterator[tuple[Server, Server, Nginx]]:
-    """nova-objectstore alone, the same behind nginx, and the nginx."""
+def nova(directory: Path, keys: int, workers: int = 0) -> Iterator[tuple[Server, Server, Nginx, int]]:
+    """nova-objectstore alone, the same behind nginx, the nginx, and the process of redis-server."""
     path, port, secret = directory / "redis.sock", free_port(), "benchmark"
     redis = subprocess.Popen(["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(directory),
                               "--appendonly", "yes", "--appendfsync", "always", "--save", ""],
@@ -169,13 +216,13 @@ def nova(directory: Path, keys: int) -> Iterator[tuple[Server, Server, Nginx]]:
         asyncio.run(_populate(f"unix://{path}", directory, keys))
         with running(sys.executable, str(ROOT / "bin/nova-objectstore"), f"--state_path={directory}",
                      f"--redis_url=unix://{path}", "--amqp_url=memory://", f"--s3_port={port}",
-                     "--s3_listen=127.0.0.1", f"--proxy_secret={secret}",
+                     "--s3_listen=127.0.0.1", f"--s3_workers={workers}", f"--proxy_secret={secret}",
                      f"--ca_path={directory / 'ca'}", "--user_object_gb=-1", "--project_object_gb=-1",
                      port=port) as pid:
             nginx = Nginx(directory / "nginx", s3_backends=[port], objects=directory / "objects", secret=secret)
             nginx.start()
             try:
-                yield Server("nova", port, pid), Server("nginx", nginx.s3_port, pid), nginx
+                yield Server("nova", port, pid), Server("nginx", nginx.s3_port, pid), nginx, redis.pid
             finally:
                 nginx.stop()
     finally:
@@ -185,30 +232,58 @@ def nova(directory: Path, keys: int) -> Iterator[tuple[Server, Server, Nginx]]:
 
 @contextmanager
 def ministack() -> Iterator[Server]:
-    """The peer, in a virtual environment of its own."""
-    venv = ROOT / ".cache" / "ministack"
-    if not (venv / "bin/ministack").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-        subprocess.run([str(venv / "bin/pip"), "install", "-q", "ministack"], check=True)
+    """ministack."""
     port = free_port()
-    with running(str(venv / "bin/ministack"), port=port, GATEWAY_PORT=str(port), SERVICES="s3",
+    with running(str(environment("ministack") / "ministack"), port=port, GATEWAY_PORT=str(port), SERVICES="s3",
                  BIND_HOST="127.0.0.1") as pid:
         yield Server("ministack", port, pid)
+
+
+@contextmanager
+def moto() -> Iterator[Server]:
+    """moto."""
+    port = free_port()
+    with running(str(environment("moto", "moto[server,s3]") / "moto_server"), "-H", "127.0.0.1", "-p", str(port),
+                 port=port) as pid:
+        yield Server("moto", port, pid)
+
+
+def environment(name: str, package: str = "") -> Path:
+    """The programs of a virtual environment of a peer's own."""
+    venv = ROOT / ".cache" / name
+    if not (venv / "installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        subprocess.run([str(venv / "bin/python"), "-m", "pip", "install", "-q", package or name], check=True)
+        (venv / "installed").touch()
+    return venv / "bin"
 
 
 # -- the measurements -------------------------------------------------------------------------------------------------
 
 class _Client(asyncio.Protocol):
-    """Sends requests over one connection, each as soon as the one before is answered."""
+    """Sends requests over one connection, each as soon as the one before is answered.
 
-    def __init__(self, requests: list[bytes], end: float):
-        self._requests, self._end = requests, end
-        self.done, self.over = 0, asyncio.get_running_loop().create_future()
+    Connects anew where the server says that it closes.
+    """
+
+    def __init__(self, port: int, requests: list[bytes], end: float):
+        self._port, self._requests, self._end = port, requests, end
+        self._loop = asyncio.get_running_loop()
+        self.done, self.over = 0, self._loop.create_future()
         self._buffer = b""
+        self._closes = False
+
+    async def connect(self) -> None:
+        """Begin, or go on."""
+        try:
+            await self._loop.create_connection(lambda: self, "127.0.0.1", self._port)
+        except OSError as error:
+            self.over.set_exception(error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
-        transport.write(self._requests[0])  # type: ignore[attr-defined]
+        self._transport = cast(asyncio.Transport, transport)
+        self._buffer, self._closes = b"", False
+        self._transport.write(self._requests[self.done % len(self._requests)])
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -216,42 +291,50 @@ class _Client(asyncio.Protocol):
         if not found:
             return
         length = re.search(rb"(?i)content-length: *(\d+)", head)
-        if not head.startswith(b"HTTP/1.1 200") or length is None:
+        if not re.match(rb"HTTP/1.[01] 200", head) or length is None:
             self.over.set_exception(RuntimeError(self._buffer))
         elif len(body) >= int(length[1]):
             self._buffer = b""
             self.done += 1
-            if time.monotonic() < self._end:
-                self._transport.write(self._requests[self.done % len(self._requests)])
-            elif not self.over.done():
+            self._closes = b"\r\nconnection: close" in head.lower()
+            if time.monotonic() >= self._end:
                 self.over.set_result(None)
+            elif self._closes:
+                self._transport.close()
+            else:
+                self._transport.write(self._requests[self.done % len(self._requests)])
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.over.done():
+        if self.over.done():
+            return
+        if self._closes:
+            self._again = self._loop.create_task(self.connect())
+        else:
             self.over.set_exception(error or RuntimeError("the server hung up"))
 
 
-async def _rate(port: int, requests: list[bytes], seconds: float, clients: int) -> float:
+async def _rate(port: int, requests: list[bytes], seconds: float, clients: int) -> tuple[float, int]:
     began = time.monotonic()
     protocols = []
     for n in range(clients):
-        share = requests[n::clients]
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            lambda share=share: _Client(share, began + seconds), "127.0.0.1", port)  # type: ignore[misc]
-        protocols.append(protocol)
+        protocols.append(_Client(port, requests[n::clients], began + seconds))
+        await protocols[-1].connect()
     await asyncio.gather(*(p.over for p in protocols))
-    rate = sum(p.done for p in protocols) / (time.monotonic() - began)
+    count = sum(p.done for p in protocols)
+    rate = count / (time.monotonic() - began)
     for protocol in protocols:
         protocol._transport.close()
-    return rate
+    return rate, count
 
 
-def small(server: Server, arguments: argparse.Namespace, method: str) -> float:
-    """Requests a second."""
+def small(server: Server, arguments: argparse.Namespace, method: str) -> tuple[float, float]:
+    """Requests a second, and the microseconds of CPU time that each took the server."""
     body = os.urandom(arguments.small)
     requests = [server.request(method, f"/{server.name}-small/key-{n}", body if method == "PUT" else b"")
                 for n in range(KEYS)]
-    return asyncio.run(_rate(server.port, requests, arguments.seconds, arguments.clients))
+    before = server.cpu()
+    rate, count = asyncio.run(_rate(server.port, requests, arguments.seconds, arguments.clients))
+    return rate, (server.cpu() - before) / count * 1e6
 
 
 def put_large(server: Server, file: Path, sha256: str) -> float:
@@ -273,7 +356,7 @@ def get_large(port: int, request: bytes, size: int) -> float:
     with socket.create_connection(("127.0.0.1", port), 600) as s:
         s.sendall(request)
         first = s.recv(65536)
-        if not first.startswith(b"HTTP/1.1 200"):
+        if not re.match(rb"HTTP/1.[01] 200", first):
             sys.exit(repr(first))
         left = size - len(first.partition(b"\r\n\r\n")[2])
         while left > 0:
@@ -302,91 +385,145 @@ def listing(server: Server, bucket: str) -> float:
         began = time.perf_counter()
         body = server.ask(request)
         times.append(time.perf_counter() - began)
-        if body.count(b"<Contents>") < min(KEYS, 1000):
+        if body.count(b"<Contents>") != 1000:
             sys.exit(f"{server.name} lists {body.count(b'<Contents>')} keys")
     return statistics.median(times) * 1000
 
 
-def measure(arguments: argparse.Namespace, directory: Path, servers: list[Server], nginx: Nginx) -> dict[str, Any]:
+class Measurement:
     """All figures: by name, then by server."""
-    figures: dict[str, dict[str, list[float]]] = {}
 
-    def add(name: str, of: str, value: float) -> None:
-        figures.setdefault(name, {}).setdefault(of, []).append(value)
+    def __init__(self, arguments: argparse.Namespace, directory: Path, servers: list[Server], nginx: Nginx):
+        self._arguments, self._servers, self._nginx = arguments, servers, nginx
+        self._large, self._directory = directory / "large", directory
+        self.figures: dict[str, dict[str, list[float]]] = {}
+        self._per_second = f"of {arguments.small} B, {arguments.clients} clients (1/s)"
+        self._size = f"of {arguments.large >> 20} MiB (MB/s)"
+
+    def add(self, name: str, of: str, value: float) -> None:
+        """Note a figure."""
+        self.figures.setdefault(name, {}).setdefault(of, []).append(value)
         print(f"  {of}: {name} {value:.1f}", file=sys.stderr)
-    large = directory / "large"
-    digest = hashlib.sha256()
-    with open(large, "wb") as file:
-        for _ in range(arguments.large >> 20):
-            block = os.urandom(1 << 20)
-            digest.update(block)
-            file.write(block)
-    for server in servers:
-        for kind in ("small", "large"):
-            server.ask(server.request("PUT", f"/{server.name}-{kind}"))
-        for n in range(KEYS):
-            server.ask(server.request("PUT", f"/{server.name}-small/key-{n}", b"first"))
-    per_second = f"of {arguments.small} B, {arguments.clients} clients (1/s)"
-    for _ in range(arguments.rounds):
-        for server in servers:
-            add(f"PUT {per_second}", server.name, small(server, arguments, "PUT"))
-            add(f"GET {per_second}", server.name, small(server, arguments, "GET"))
-    size = f"of {arguments.large >> 20} MiB (MB/s)"
-    nginx.give(large)
-    for _ in range(arguments.rounds if arguments.large else 0):
-        add(f"PUT {size}", "shell", by_shell(large, directory))
-        for server in servers:
-            if server.name in ("nova", "nginx"):
-                add(f"PUT {size}", server.name, put_large(server, large, digest.hexdigest()))
-        for server in servers:
-            if server.name in ("nova", "nginx"):
-                add(f"GET {size}", server.name, get_large(
-                    server.port, server.request("GET", f"/{server.name}-large/large"), arguments.large >> 20 << 20))
-        plain = f"GET /large HTTP/1.1\r\nHost: 127.0.0.1:{nginx.plain_port}\r\n\r\n".encode()
-        add(f"GET {size}", "plain nginx", get_large(nginx.plain_port, plain, arguments.large >> 20 << 20))
-    for server in servers:
-        add(f"LIST of {KEYS} (ms)", server.name, listing(server, f"{server.name}-small"))
-        if server.name == "nova":
-            add(f"LIST of 1000 of {arguments.keys} (ms)", "nova", listing(server, "many"))
-    for server in servers:
-        if server.name != "nginx":
-            add("memory (MiB)", server.name, server.resident())
-    return {name: {of: statistics.median(values) for of, values in row.items()} for name, row in figures.items()}
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """What each figure is in the end."""
+        return {name: {of: statistics.median(values) for of, values in row.items()}
+                for name, row in self.figures.items()}
+
+    def run(self) -> None:
+        """Measure the rows that are wanted."""
+        rows = self._arguments.rows.split(",")
+        for server in self._servers:
+            for kind in ("small", "large"):
+                server.ask(server.request("PUT", f"/{server.name}-{kind}"))
+            for n in range(KEYS if {"small", "list"} & set(rows) else 0):
+                server.ask(server.request("PUT", f"/{server.name}-small/key-{n}", b"first"))
+        for row in rows:
+            getattr(self, f"_{row}_rows")()
+
+    def _small_rows(self) -> None:
+        for _ in range(self._arguments.rounds):
+            for server in self._servers:
+                for method in ("PUT", "GET"):
+                    rate, cpu = small(server, self._arguments, method)
+                    self.add(f"{method} {self._per_second}", server.name, rate)
+                    self.add(f"{method}: CPU time of the server (us)", server.name, cpu)
+
+    def _large_rows(self) -> None:
+        digest = hashlib.sha256()
+        with open(self._large, "wb") as file:
+            for _ in range(self._arguments.large >> 20):
+                block = os.urandom(1 << 20)
+                digest.update(block)
+                file.write(block)
+        self._nginx.give(self._large)
+        plain = Server("plain nginx", self._nginx.plain_port, 0)
+        for _ in range(self._arguments.rounds):
+            self.add(f"PUT {self._size}", "shell", by_shell(self._large, self._directory))
+            for server in self._servers:
+                self.add(f"PUT {self._size}", server.name, put_large(server, self._large, digest.hexdigest()))
+            for server in [*self._servers, plain]:
+                path = "/large" if server is plain else f"/{server.name}-large/large"
+                self.add(f"GET {self._size}", server.name, get_large(
+                    server.port, server.request("GET", path), self._arguments.large >> 20 << 20))
+
+    def _list_rows(self) -> None:
+        for _ in range(self._arguments.rounds):
+            for server in self._servers:
+                self.add(f"LIST of 1000 in {KEYS} (ms)", server.name, listing(server, f"{server.name}-small"))
+                if server.name == "nova":
+                    self.add(f"LIST of 1000 in {self._arguments.keys} (ms)", "nova", listing(server, "many"))
+
+
+def judged(figures: dict[str, dict[str, float]]) -> list[tuple[str, float, float, bool]]:
+    """What is wanted of Nova: what, how it is, how it shall be, and whether it is."""
+    found = []
+
+    def ratio(what: str, row: str, unit: str, of: str, peer: str, wanted: float) -> None:
+        for name, values in figures.items():
+            if name.startswith(row) and name.endswith(unit) and of in values and peer in values:
+                value = values[of] / values[peer]
+                found.append((f"{what}, as a part of {peer}'s, at least", value, wanted, value >= wanted))
+    ratio("small GET", "GET of", "(1/s)", "nova", "ministack", 1.5)
+    ratio("small PUT", "PUT of", "(1/s)", "nova", "ministack", 1.0)
+    ratio("large GET through nginx", "GET of", "(MB/s)", "nginx", "plain nginx", 0.95)
+    ratio("large PUT", "PUT of", "(MB/s)", "nova", "shell", 0.6)
+    lists = [row["nova"] for name, row in figures.items() if name.startswith("LIST") and "nova" in row]
+    if len(lists) == 2:
+        found.append(("LIST in the large bucket (ms), at most", lists[1], 20, lists[1] <= 20))
+        found.append(("LIST in the large bucket, as a part of that in the small, at most", lists[1] / lists[0], 1.2,
+                      lists[1] <= lists[0] * 1.2))
+    memory = figures.get("memory of all processes (MiB)", {}).get("nova")
+    if memory:
+        found.append(("memory (MiB), at most", memory, 120, memory <= 120))
+    return found
 
 
 def main() -> None:
     """Measure all and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="some of " + ",".join(ROWS))
+    parser.add_argument("--only", default=",".join(SERVERS), help="some of " + ",".join(SERVERS))
     parser.add_argument("--seconds", type=float, default=5, help="of each run of small requests")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--small", type=int, default=4096, help="bytes of a small object")
-    parser.add_argument("--large", type=int, default=1 << 30, help="bytes of the large object; 0: none")
+    parser.add_argument("--large", type=int, default=1 << 30, help="bytes of the large object")
     parser.add_argument("--keys", type=int, default=100000, help="in the bucket that is listed")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default=",".join(SERVERS), help="some of " + ",".join(SERVERS))
+    parser.add_argument("--workers", type=int, default=0, help="processes of nova-objectstore (its --s3_workers)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
+    for name, known in (("rows", ROWS), ("only", SERVERS)):
+        if not set(getattr(arguments, name).split(",")) <= set(known):
+            parser.error(f"--{name} takes some of {','.join(known)}")
     wanted = arguments.only.split(",")
-    if not set(wanted) <= set(SERVERS):
-        parser.error(f"--only takes some of {','.join(SERVERS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the servers and removes the files, too
     directory = Path(tempfile.mkdtemp(prefix="nb-"))
     try:
         with ExitStack() as stack:
-            alone, behind, nginx = stack.enter_context(nova(directory, arguments.keys))
+            alone, behind, nginx, redis = stack.enter_context(nova(directory, arguments.keys, arguments.workers))
             servers = [s for s in (alone, behind) if s.name in wanted]
-            if "ministack" in wanted:
-                servers.append(stack.enter_context(ministack()))
-            figures = measure(arguments, directory, servers, nginx)
+            servers += [stack.enter_context(peer()) for peer in (ministack, moto) if peer.__name__ in wanted]
+            memory = Memory({"redis-server": redis, **{s.name: s.pid for s in servers if s.name != "nginx"}})
+            memory.start()
+            measurement = Measurement(arguments, directory, servers, nginx)
+            measurement.run()
+            memory.stop()
     finally:
         shutil.rmtree(directory)
+    figures = measurement.medians()
+    figures["memory of the largest process (MiB)"] = memory.resident
+    figures["memory of all processes (MiB)"] = memory.proportional
     if arguments.json:
         print(json.dumps(figures, indent=2))
         return
-    columns = ["nova", "nginx", "ministack", "plain nginx", "shell"]
-    print(f"{'':42}" + "".join(f"{name:>12}" for name in columns))
+    columns = [c for c in (*SERVERS, "plain nginx", "shell", "redis-server") if any(c in r for r in figures.values())]
+    print(f"{'':40}" + "".join(f"{name:>13}" for name in columns))
     for name, row in figures.items():
-        print(f"{name:42}" + "".join(f"{row[c]:12.1f}" if c in row else f"{'':>12}" for c in columns))
+        print(f"{name:40}" + "".join(f"{row[c]:13.1f}" if c in row else f"{'':>13}" for c in columns))
+    print(f"\n{'wanted of Nova':70}{'is':>8}{'wanted':>8}")
+    for what, value, goal, holds in judged(figures):
+        print(f"{what:70}{value:8.2f}{goal:8.2f}{'' if holds else '  missed'}")
 
 
 if __name__ == "__main__":
