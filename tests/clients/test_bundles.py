@@ -21,6 +21,12 @@ from tests.conftest import environment_without_aws, wait_until
 from tests.functional.cloud import ROOT, terminate_all
 
 
+@pytest.fixture(autouse=True)
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nova-bundle notes its keys in the test's own directory."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
 def client(cloud: Cloud, service: str) -> Any:
     """boto3's client, of the cloud's administrator."""
     environment = cloud.child_environment()
@@ -55,8 +61,8 @@ def command(cloud: Cloud, *words: object) -> list[str]:
 
 def nova_bundle(cloud: Cloud, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run nova-bundle with the cloud's novarc; it must end with this exit code."""
-    done = subprocess.run(command(cloud, *words), text=True, timeout=280, capture_output=True, env={
-        **environment_without_aws(), "XDG_STATE_HOME": str(cloud.state_path / "of-client")})
+    done = subprocess.run(command(cloud, *words), text=True, timeout=280, capture_output=True,
+                          env=environment_without_aws())
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -120,9 +126,8 @@ def test_an_upload_that_was_killed_goes_on(fake_cloud: Cloud, image: Path, tmp_p
     if way == "upload":
         nova_bundle(fake_cloud, "bundle", image, "--name", "killed", "--directory", tmp_path / "b")
         words = ["upload", tmp_path / "b" / "killed.manifest.xml", "--bucket", bucket]
-    environment = {**environment_without_aws(), "XDG_STATE_HOME": str(tmp_path / "state")}
     given = command(fake_cloud, *words, "--jobs", "1")
-    process = subprocess.Popen(given, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(given, env=environment_without_aws(), stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: len(there(fake_cloud, bucket)) >= 2, 60, "two parts are there")
         process.send_signal(signal.SIGKILL)
@@ -131,7 +136,7 @@ def test_an_upload_that_was_killed_goes_on(fake_cloud: Cloud, image: Path, tmp_p
         process.wait()
     first = there(fake_cloud, bucket)
     assert "killed.manifest.xml" not in first, "it was over before it could be killed"
-    done = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(given, env=environment_without_aws(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     now = there(fake_cloud, bucket)
     assert len(now) == 6 and {key: now[key] for key in first} == first

@@ -194,7 +194,11 @@ async def test_what_a_dead_process_left_half_made_is_made_anew(idle: Rig) -> Non
     async def available() -> bool:
         return (await idle.image()).state == "available"
     await until(available)
-    assert idle.left() == [] and await idle.content() == CONTENT
+
+    async def cleared() -> bool:  # just after that
+        return idle.left() == []
+    await until(cleared)
+    assert await idle.content() == CONTENT
 
 
 async def test_what_another_process_works_on_is_left_to_it(rig: Rig) -> None:
