@@ -55,7 +55,9 @@ if [ "$(id -u)" -eq 0 ]; then
     if [ ${#TESTS[@]} -gt 0 ]; then
         # two workers, each in namespaces of its own, so that the clouds of the one are not seen by the other
         export NOVA_TESTS_PYTHON=$VENV/bin/python
-        WORKERS=(--dist loadfile --tx "2*popen//python=$ROOT/tests/isolated-python")
+        # in the order above: a cloud with real networks that the client tests share lives until the end, and would
+        # fight over bridges with one of another file in the same namespaces
+        WORKERS=(--dist loadfile --no-loadscope-reorder --tx "2*popen//python=$ROOT/tests/isolated-python")
     else
         NAMESPACES=("$ROOT/tests/isolate")
     fi
