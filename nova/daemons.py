@@ -30,6 +30,7 @@ from nova.cloud import (
 )
 from nova.compute.capture import CaptureManager
 from nova.compute.manager import ComputeManager
+from nova.compute.virt import libvirt_flags  # noqa: F401  (defines the flags of its driver)
 from nova.compute.virt.base import ComputeDriver
 from nova.compute.virt.fake import FakeDriver as FakeComputeDriver
 from nova.crypto import Authority
@@ -55,9 +56,6 @@ from nova.rpc import Bus
 from nova.service import Heartbeat, Service
 from nova.volume.manager import VolumeManager
 from nova.wire import model, rest_xml
-
-if importlib.util.find_spec("libvirt") is not None:  # its flags are known wherever it can be used
-    from nova.compute.virt import libvirt_driver
 
 DEFINE_enum("compute_driver", "libvirt", ["libvirt", "fake"],
             "libvirt: QEMU guests; fake: guests are only written down")
@@ -151,6 +149,7 @@ def compute_driver() -> ComputeDriver:
     if importlib.util.find_spec("libvirt") is None:
         flags.die("the Python package libvirt-python is missing (pip install libvirt-python), "
                   "or try --compute_driver=fake")
+    from nova.compute.virt import libvirt_driver  # not before: see nova.compute.virt.libvirt_flags
     return libvirt_driver.LibvirtDriver(os.path.join(starter_path(), "vmlinuz"),
                                         os.path.join(starter_path(), "ramdisk.gz"))
 

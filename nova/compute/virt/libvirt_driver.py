@@ -19,17 +19,19 @@ import libvirt
 from nova import failpoint, process
 from nova.compute import disk
 from nova.compute.injection import File
-from nova.compute.virt import base, domain_xml, kvm, libvirt_capture, private_libvirtd
+from nova.compute.virt import (
+    base,
+    domain_xml,
+    kvm,
+    libvirt_capture,
+    libvirt_flags,  # noqa: F401  (defines the flags)
+    private_libvirtd,
+)
 from nova.compute.virt.base import Capacity, DomainState, Guest
-from nova.flags import FLAGS, DEFINE_enum, DEFINE_float, DEFINE_string
+from nova.flags import FLAGS
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
-
-DEFINE_string("libvirt_uri", "", "libvirt to use; empty: the system's where it runs, else a private one of Nova's own")
-DEFINE_enum("libvirt_type", "auto", ["auto", "kvm", "qemu"],
-            "how guests run; auto boots a kernel under KVM, once per boot of the host, and takes QEMU when that hangs")
-DEFINE_float("reboot_timeout", 10, "seconds that a guest has to reboot by itself before it is reset", lower_bound=0)
 
 #: seconds that one libvirt call may take
 _CALL_TIMEOUT = 60
