@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -438,9 +439,9 @@ async def test_a_real_guest_that_was_shut_down_when_the_process_died_is_started(
 
 async def test_a_real_guest_is_destroyed_while_its_disk_is_copied(real: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     guest, target = await spawn_large(real), real.directory / "captured"
-    slow_copies_down(monkeypatch)
+    is_slow = slow_copies_down(monkeypatch)
     copying = asyncio.ensure_future(real.driver.capture(ID, guest.disk_path, str(target), False))
-    await until(lambda: Path(f"{target}.part").exists())
+    await until(is_slow.is_set)
     await real.driver.destroy(ID)
     with pytest.raises(base.HypervisorError):
         await copying
@@ -450,9 +451,9 @@ async def test_a_real_guest_is_destroyed_while_its_disk_is_copied(real: Rig, mon
 
 async def test_another_driver_waits_for_a_copy_that_goes_on(real: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     guest, target = await spawn_large(real), real.directory / "captured"
-    slow_copies_down(monkeypatch)
+    is_slow = slow_copies_down(monkeypatch)
     copying = asyncio.ensure_future(real.driver.capture(ID, guest.disk_path, str(target), False))
-    await until(lambda: Path(f"{target}.part").exists())
+    await until(is_slow.is_set)
     part = Path(f"{target}.part").stat().st_ino
     copying.cancel()
     await asyncio.wait([copying])
@@ -477,9 +478,9 @@ async def spawn_large(rig: Rig) -> base.Guest:
     return guest
 
 
-def slow_copies_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have QEMU copy disks slowly, so that there is time to do something meanwhile."""
-    begin = libvirt_capture._begin
+def slow_copies_down(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have QEMU copy disks slowly, so that there is time to do something meanwhile; tells when one has begun."""
+    begin, is_slow = libvirt_capture._begin, threading.Event()
 
     def begin_slowly(connection: libvirt.virConnect, instance_id: str, part: str) -> None:
         begin(connection, instance_id, part)
@@ -487,7 +488,9 @@ def slow_copies_down(monkeypatch: pytest.MonkeyPatch) -> None:
         [job] = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block-jobs"}', 0))["return"]
         libvirt_qemu.qemuMonitorCommand(domain, json.dumps({
             "execute": "block-job-set-speed", "arguments": {"device": job["device"], "speed": 40 * MB}}), 0)
+        is_slow.set()
     monkeypatch.setattr(libvirt_capture, "_begin", begin_slowly)
+    return is_slow
 
 
 def flat(target: Path) -> Path:
