@@ -17,6 +17,7 @@ from nova.compute.injection import File
 from nova.compute.virt import base
 from nova.compute.virt.base import Capacity, DomainState, Guest
 from nova.flags import FLAGS
+from nova.image import models  # noqa: F401  (defines --capture_timeout)
 
 
 class FakeDriver(base.ComputeDriver):

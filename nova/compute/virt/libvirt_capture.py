@@ -25,6 +25,7 @@ from nova.compute import disk
 from nova.compute.virt import base
 from nova.compute.virt.base import DomainState
 from nova.flags import FLAGS
+from nova.image import models  # noqa: F401  (defines --capture_timeout)
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ Call = Callable[..., Awaitable[Any]]
 
 #: seconds between two looks at a guest that shuts down, and at a job
 _SHUTDOWN_PAUSE, _JOB_PAUSE = 0.1, 0.25
+#: seconds between two looks at a copy that was told to end, and in which it must have
+_ABORT_PAUSE, _ABORT_TIME = 0.02, 30.0
 #: of a domain that is not there (any more), or does not run
 _GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
@@ -90,7 +93,11 @@ class Captures:
     async def end(self, instance_id: str, target: str) -> None:
         """See :meth:`nova.compute.virt.base.ComputeDriver.end_capture`."""
         part = disk.temporary(target)
-        await self._call(_abort, instance_id, part)
+        deadline = asyncio.get_running_loop().time() + _ABORT_TIME
+        while await self._call(_abort, instance_id, part):  # the next copy would be taken for this one
+            if asyncio.get_running_loop().time() > deadline:
+                raise base.HypervisorError(f"the copy of {instance_id} does not end")
+            await asyncio.sleep(_ABORT_PAUSE)
         Path(part).unlink(missing_ok=True)
 
     async def _begin(self, instance_id: str, part: str, restart: bool) -> None:
@@ -220,13 +227,17 @@ def _check(connection: libvirt.virConnect, instance_id: str) -> None:
         raise base.HypervisorError(f"the disk of {instance_id} was not copied: {ended.get('errmsg') or 'it ended'}")
 
 
-def _abort(connection: libvirt.virConnect, instance_id: str, part: str) -> None:
+def _abort(connection: libvirt.virConnect, instance_id: str, part: str) -> bool:
+    """Have a copy end; whether it goes on for now."""
     try:
         domain = _domain(connection, instance_id)
-        if domain.isActive() and domain.jobStats()["type"] != libvirt.VIR_DOMAIN_JOB_NONE and _copies_to(domain, part):
-            domain.abortJob()
+        if not (domain.isActive() and domain.jobStats()["type"] != libvirt.VIR_DOMAIN_JOB_NONE
+                and _copies_to(domain, part)):
+            return False
+        domain.abortJob()
     except base.GuestNotFound:
-        return
+        return False
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in _GONE:
+        if error.get_error_code() not in _GONE:  # it ends just now, if it is one of these
             raise
+    return True
