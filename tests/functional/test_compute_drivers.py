@@ -462,6 +462,7 @@ async def test_another_driver_waits_for_a_copy_that_goes_on(real: Rig, monkeypat
     await real.driver.start()
     with pytest.raises(base.HypervisorError, match="another image"):
         await real.driver.capture(ID, guest.disk_path, str(real.directory / "other"), False)
+    await real.driver._call(set_speed, 0)
     told: list[tuple[int, int]] = []
     await real.driver.capture(ID, guest.disk_path, str(target), False, lambda *step: told.append(step))
     assert target.stat().st_ino == part
@@ -471,7 +472,11 @@ async def test_another_driver_waits_for_a_copy_that_goes_on(real: Rig, monkeypat
 async def spawn_large(rig: Rig) -> base.Guest:
     """A guest whose disk takes a while to be copied."""
     image = rig.directory / "large.img"
-    image.write_bytes(rig.images.machine.read_bytes() + os.urandom(160 * MB))
+    with open(image, "wb") as file:
+        file.write(rig.images.machine.read_bytes())
+        for _ in range(768):
+            file.write(b"large" * (MB // 5))
+        file.truncate(file.tell() // 512 * 512)
     guest = rig.guest()
     await rig.driver.create_disk(guest.disk_path, str(image), 0)
     await rig.driver.spawn(guest)
@@ -484,13 +489,18 @@ def slow_copies_down(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def begin_slowly(connection: libvirt.virConnect, instance_id: str, part: str) -> None:
         begin(connection, instance_id, part)
-        domain = connection.lookupByName(base.guest_name(instance_id))
-        [job] = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block-jobs"}', 0))["return"]
-        libvirt_qemu.qemuMonitorCommand(domain, json.dumps({
-            "execute": "block-job-set-speed", "arguments": {"device": job["device"], "speed": 40 * MB}}), 0)
+        set_speed(connection, 40 * MB)
         is_slow.set()
     monkeypatch.setattr(libvirt_capture, "_begin", begin_slowly)
     return is_slow
+
+
+def set_speed(connection: libvirt.virConnect, speed: int) -> None:
+    """Have QEMU copy so many bytes a second of the guest's disk; 0: as many as it can."""
+    domain = connection.lookupByName(base.guest_name(ID))
+    [job] = json.loads(libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-block-jobs"}', 0))["return"]
+    libvirt_qemu.qemuMonitorCommand(domain, json.dumps({
+        "execute": "block-job-set-speed", "arguments": {"device": job["device"], "speed": speed}}), 0)
 
 
 def flat(target: Path) -> Path:
